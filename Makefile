@@ -1,0 +1,42 @@
+# `make` alone explains itself. Everything installs into .venv, which `make demo` and `make test` create on their own.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-fast lint tiny-policy table clean
+
+help: ## show this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+$(STAMP): setup.py pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch torchvision
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $(STAMP)
+
+setup: $(STAMP) ## install the package and its tested dependencies into .venv
+
+demo: $(STAMP) ## train the tiny policy on this machine's CPU and print before → after
+	$(BIN)/python tools/demo.py --config configs/tiny.yaml
+
+test: lint ## set everything up, check style and types, run all tests
+	$(BIN)/python -m pytest
+
+test-fast: $(STAMP) ## run the tests that take seconds
+	$(BIN)/python -m pytest -m 'not slow'
+
+lint: $(STAMP) ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+tiny-policy: $(STAMP) ## make assets/tiny_policy anew from nothing (about 25 minutes on 2 cores)
+	$(BIN)/python -m pixelthink fit --config configs/tiny_sft.yaml
+
+table: $(STAMP) ## train with three rewards from three seeds and print docs/results.md's table (about an hour)
+	$(BIN)/python benchmarks/compare_rewards.py
+
+clean: ## remove the environment and all runs
+	rm -rf $(VENV) runs

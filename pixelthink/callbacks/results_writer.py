@@ -1,0 +1,80 @@
+"""Writes what a test or a prediction found: one JSON of metrics, one JSON line a sample."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch.distributed as dist
+from lightning.pytorch.callbacks import Callback
+
+from pixelthink.geometry import encode_rle
+from pixelthink.jsonl import write_rows_atomically
+from pixelthink.types import Prediction
+
+
+class ResultsWriter(Callback):
+    """Writes `metrics.json` and `samples.jsonl` to a folder when testing or predicting ends.
+
+    Args:
+        path: Folder to write to; made where it is missing.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self._rows: list[dict[str, Any]] = []
+
+    def on_test_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, *rest: Any) -> None:
+        self._rows += [prediction_row(prediction) for prediction in outputs]
+
+    on_predict_batch_end = on_test_batch_end
+
+    def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._write(trainer, with_metrics=True)
+
+    def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._write(trainer, with_metrics=False)
+
+    def _write(self, trainer: L.Trainer, *, with_metrics: bool) -> None:
+        rows, self._rows = _gather(self._rows), []
+        if not trainer.is_global_zero:
+            return
+        folder = Path(self.path)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_rows_atomically(folder / "samples.jsonl", rows)
+        if with_metrics:
+            metrics = {k.removeprefix("test/"): float(v) for k, v in trainer.callback_metrics.items() if "/" in k}
+            scratch = folder / ".metrics.json.tmp"
+            scratch.write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+            os.replace(scratch, folder / "metrics.json")
+
+
+def prediction_row(prediction: Prediction) -> dict[str, Any]:
+    """A prediction as a JSON object; the mask as COCO RLE in original pixels."""
+    sample, completion = prediction.prompt.sample, prediction.completion
+    return {
+        "id": sample.id,
+        "question": sample.question,
+        "difficulty": sample.difficulty,
+        "response": completion.text,
+        "finish_reason": completion.finish_reason,
+        "reasoning_tokens": completion.reasoning_tokens,
+        "response_tokens": len(completion.token_ids),
+        "uncertainty": completion.uncertainty,
+        "failure": prediction.failure,
+        "prediction": encode_rle(prediction.mask),
+        "target": None if sample.mask is None else encode_rle(sample.mask),
+        "ignore": None if sample.ignore is None else encode_rle(sample.ignore),
+    }
+
+
+def _gather(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows of all processes."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return rows
+    everyone: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(everyone, rows)
+    return [row for rows in everyone for row in rows]

@@ -1,0 +1,27 @@
+"""The data swap point: where samples come from."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+from pixelthink.types import Sample
+
+
+class SampleSource(ABC):
+    """A finite, indexable collection of samples. `source[i]` is the same sample whenever it is asked for."""
+
+    def setup(self) -> None:
+        """Opens files. Constructors stay cheap; a source that needs no files has nothing to do here."""
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Number of samples."""
+
+    @abstractmethod
+    def __getitem__(self, index: int) -> Sample:
+        """Sample `index`.
+
+        Raises:
+            IndexError: outside 0 … len − 1.
+            ValueError: for a sample that cannot be used; names the file or row and says why.
+        """

@@ -1,0 +1,45 @@
+"""Samples → `PromptBatch`: resize the image, word the question, move the targets into answer coordinates."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from PIL import Image
+
+from pixelthink.data.checks import check_sample
+from pixelthink.data.prompts import PromptStyle
+from pixelthink.geometry import CoordinateFrame
+from pixelthink.types import Prompt, PromptBatch, Sample
+
+
+@dataclass(frozen=True)
+class Collate:
+    """Turns samples into prompts; picklable, so that dataloader workers can do it.
+
+    Attributes:
+        style: Wording.
+        image_size: Model image size (width, height); the aspect ratio is not kept, as in the released code.
+        convention: How answers write coordinates.
+    """
+
+    style: PromptStyle
+    image_size: tuple[int, int]
+    convention: str
+
+    def prompt(self, sample: Sample) -> Prompt:
+        """One sample made ready.
+
+        Raises:
+            ValueError: if the sample is not usable; names it.
+        """
+        check_sample(sample)
+        frame = CoordinateFrame(sample.image.size, self.image_size, self.convention)
+        image = sample.image
+        if image.size != self.image_size:
+            image = image.resize(self.image_size, Image.Resampling.BICUBIC)
+        targets = tuple(frame.target_to_answer(target) for target in sample.targets)
+        return Prompt(sample, self.style.messages(sample.question), image, frame, targets)
+
+    def __call__(self, samples: Sequence[Sample]) -> PromptBatch:
+        return PromptBatch(tuple(self.prompt(sample) for sample in samples))

@@ -1,0 +1,172 @@
+"""What every module of the package can do: load a policy, answer prompts, turn answers into masks, measure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import lightning as L
+import numpy as np
+import torch
+from torch import nn
+
+from pixelthink.components import resolved
+from pixelthink.geometry import clip_target
+from pixelthink.metrics.report import SegmentationReport
+from pixelthink.parsing import Answer, parse_completion
+from pixelthink.policies.base import PolicyBackbone
+from pixelthink.rollouts.base import RolloutEngine, SamplingConfig
+from pixelthink.segmenters.base import SegmentationRequest, Segmenter
+from pixelthink.types import Completion, Prediction, Prompt, PromptBatch, Target
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """How answers are measured.
+
+    Attributes:
+        protocol: Whose rules for ignored pixels and empty masks apply, see `pixelthink.metrics`.
+        sampling: How answers are sampled; greedily by default, as in the released evaluation.
+    """
+
+    protocol: Literal["lisa", "segzero", "lens"] = "segzero"
+    sampling: SamplingConfig = field(default_factory=lambda: SamplingConfig(group_size=1, temperature=0.0))
+
+    def __post_init__(self) -> None:
+        if self.sampling.group_size != 1:
+            raise ValueError("evaluation.sampling.group_size must be 1: every prompt is answered once")
+
+
+class PolicyModule(L.LightningModule):
+    """A policy under evaluation; the base of the modules that train one.
+
+    Args:
+        policy: Model family and weights.
+        rollout: Engine that samples responses.
+        segmenter: Turns answers into masks.
+        evaluation: How answers are measured.
+    """
+
+    def __init__(
+        self, policy: PolicyBackbone, rollout: RolloutEngine, segmenter: Segmenter, evaluation: EvaluationConfig
+    ) -> None:
+        super().__init__()
+        self.backbone = resolved(policy)
+        self.rollout = resolved(rollout)
+        self.segmenter = resolved(segmenter)
+        self.evaluation = evaluation
+        self.policy: nn.Module | None = None
+        self.report = nn.ModuleDict(
+            {stage: SegmentationReport(evaluation.protocol) for stage in ("validate", "test")}
+        )
+
+    def configure_model(self) -> None:
+        """Loads the weights; Lightning may call this more than once."""
+        if self.policy is None:
+            self.backbone.setup()
+            self.policy = self.backbone.load_model()
+
+    def setup(self, stage: str) -> None:
+        data = getattr(self.trainer, "datamodule", None)
+        coordinates = getattr(data, "coordinates", self.backbone.convention)
+        if coordinates != self.backbone.convention:
+            raise ValueError(
+                f"data.coordinates is {coordinates!r} but {type(self.backbone).__name__} answers in "
+                f"{self.backbone.convention!r}"
+            )
+
+    def on_fit_start(self) -> None:
+        self._start_components()
+
+    def on_validation_start(self) -> None:
+        self._start_components()
+
+    def on_test_start(self) -> None:
+        self._start_components()
+
+    def on_predict_start(self) -> None:
+        self._start_components()
+
+    _started = False
+
+    def _start_components(self) -> None:
+        """Starts engine and segmenter once the weights are where they belong, checkpoint included."""
+        if not self._started:
+            assert self.policy is not None
+            self.rollout.setup(self.backbone, self.policy)
+            self.segmenter.setup(str(self.device))
+            self._started = True
+
+    def answer(self, batch: PromptBatch) -> list[Prediction]:
+        """Answers each prompt once and segments the answers."""
+        rollout = self.rollout.generate(batch, self.evaluation.sampling, seed=0)
+        style = getattr(getattr(self.trainer, "datamodule", None), "prompt", None)
+        answer_style = style.answer_style if style is not None else "single"
+        answers = [parse_completion(c.text, answer_style) for c in rollout.completions]
+        return segment_answers(batch.prompts, rollout.completions, answers, self.segmenter)
+
+    def validation_step(self, batch: PromptBatch, batch_idx: int) -> list[Prediction]:
+        return self._measure(batch, "validate")
+
+    def test_step(self, batch: PromptBatch, batch_idx: int) -> list[Prediction]:
+        return self._measure(batch, "test")
+
+    def predict_step(self, batch: PromptBatch, batch_idx: int) -> list[Prediction]:
+        return self.answer(batch)
+
+    def _measure(self, batch: PromptBatch, stage: str) -> list[Prediction]:
+        predictions = self.answer(batch)
+        report = self.report[stage]
+        assert isinstance(report, SegmentationReport)
+        report.update(predictions)
+        return predictions
+
+    def on_validation_epoch_end(self) -> None:
+        self._log_report("validate", "val")
+
+    def on_test_epoch_end(self) -> None:
+        self._log_report("test", "test")
+
+    def _log_report(self, stage: str, prefix: str) -> None:
+        report = self.report[stage]
+        assert isinstance(report, SegmentationReport)
+        values = {f"{prefix}/{name}": value for name, value in report.compute().items()}
+        self.log_dict(values, rank_zero_only=True)
+        self.log("gIoU", values[f"{prefix}/giou"], prog_bar=True, logger=False, rank_zero_only=True)
+        report.reset()
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        return batch
+
+    def trainable_parameters(self) -> Iterator[nn.Parameter]:
+        """Parameters that an optimizer may change."""
+        assert self.policy is not None
+        return (p for p in self.policy.parameters() if p.requires_grad)
+
+
+def segment_answers(
+    prompts: Sequence[Prompt], completions: Sequence[Completion], answers: Sequence[Answer], segmenter: Segmenter
+) -> list[Prediction]:
+    """Masks of parsed answers. One that cannot be used gets an empty mask and keeps its reason; none is dropped."""
+    targets = [_original_target(prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)]
+    usable = [i for i, target in enumerate(targets) if target is not None]
+    requests = [SegmentationRequest(prompts[i].sample.image, (targets[i],)) for i in usable]  # type: ignore[arg-type]
+    masks = dict(zip(usable, segmenter.segment(requests), strict=True)) if requests else {}
+    predictions = []
+    for i, (prompt, completion, answer) in enumerate(zip(prompts, completions, answers, strict=True)):
+        width, height = prompt.sample.image.size
+        empty = np.zeros((height, width), dtype=bool)
+        predictions.append(Prediction(prompt, completion, answer, masks.get(i, empty), answer.failure))
+    return predictions
+
+
+def _original_target(prompt: Prompt, answer: Answer) -> Target | None:
+    """The answered object in original pixels, inside the image; None where the answer cannot be used."""
+    if answer.failure is not None or answer.box_xyxy is None or answer.points_xy is None:
+        return None
+    first, second = answer.points_xy[0], answer.points_xy[-1]
+    target = prompt.frame.target_to_original(Target(answer.box_xyxy, (first, second)))
+    return clip_target(target, *prompt.sample.image.size)
+
+

@@ -1,0 +1,1 @@
+"""GRPO as pure tensor functions: no Lightning, no models."""

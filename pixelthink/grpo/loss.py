@@ -1,0 +1,127 @@
+"""The GRPO loss on one screen."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class GRPOConfig:
+    """Constants of the algorithm; the defaults are the released recipe's (FACTS section 1).
+
+    Attributes:
+        clip: Half-width of the trust region of the probability ratio.
+        kl_coef: Weight of the KL to the reference in the loss; 0 loads no reference.
+        kl_clamp: Bound on the per-token KL estimate.
+        entropy_coef: Weight of the entropy bonus; 0 computes no entropy gradient.
+        scale_by_std: Divide advantages by the group's standard deviation.
+        minibatches: Optimizer steps per rollout; the prompts are split evenly among them.
+        epochs: Passes over each rollout.
+        micro_batch_size: Completions per forward and backward; changes memory and speed, never the gradient.
+        max_grad_norm: Gradients are scaled down to this norm.
+    """
+
+    clip: float = 0.2
+    kl_coef: float = 5e-3
+    kl_clamp: float = 10.0
+    entropy_coef: float = 1e-3
+    scale_by_std: bool = True
+    minibatches: int = 1
+    epochs: int = 1
+    micro_batch_size: int = 8
+    max_grad_norm: float = 1.0
+
+    def __post_init__(self) -> None:
+        if min(self.minibatches, self.epochs, self.micro_batch_size) < 1:
+            raise ValueError("grpo: minibatches, epochs and micro_batch_size must be at least 1")
+        if not 0 < self.clip < 1 or min(self.kl_coef, self.entropy_coef) < 0:
+            raise ValueError("grpo: clip must lie in (0, 1); kl_coef and entropy_coef must not be negative")
+        if self.kl_clamp <= 0 or self.max_grad_norm <= 0:
+            raise ValueError("grpo: kl_clamp and max_grad_norm must be positive")
+
+
+@dataclass(frozen=True)
+class LossInputs:
+    """What the loss of N completions, padded to T tokens, is computed from.
+
+    Attributes:
+        logprobs: Log-probabilities under the policy being trained, (N, T), with gradient.
+        old_logprobs: The same under the policy that the step started from, (N, T).
+        ref_logprobs: The same under the frozen reference, (N, T), or None without KL.
+        mask: True (or 1) at completion tokens, (N, T).
+        advantages: One a completion, (N,).
+        entropy: Entropy of the policy at each token in nats, (N, T), or None without entropy bonus.
+    """
+
+    logprobs: Tensor
+    old_logprobs: Tensor
+    ref_logprobs: Tensor | None
+    mask: Tensor
+    advantages: Tensor
+    entropy: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class LossOutput:
+    """The loss and its parts.
+
+    Attributes:
+        loss: Scalar with gradient.
+        stats: Detached scalars `policy_loss, kl, clip_fraction, approx_kl`, and `entropy` where it was given; like
+            the loss, sums over tokens divided by the normalizer, so that those of micro-batches add up.
+    """
+
+    loss: Tensor
+    stats: dict[str, Tensor]
+
+
+def k3_kl(logprobs: Tensor, ref_logprobs: Tensor, clamp: float) -> Tensor:
+    """Schulman's k3 estimate of KL(policy ‖ reference) per token: `e^d − d − 1` with d = ref − policy, clamped."""
+    difference = ref_logprobs - logprobs
+    return (difference.exp() - difference - 1).clamp(-clamp, clamp)
+
+
+def grpo_loss(inputs: LossInputs, config: GRPOConfig, normalizer: float | Tensor | None = None) -> LossOutput:
+    """Clipped policy-gradient loss plus KL penalty minus entropy bonus, averaged over tokens.
+
+    Args:
+        inputs: See `LossInputs`.
+        config: See `GRPOConfig`.
+        normalizer: Number of tokens that the sums are divided by; by default those in `inputs.mask`. Micro-batches
+            of one minibatch pass the minibatch's total, so that their losses and gradients add up exactly.
+
+    Returns:
+        See `LossOutput`.
+    """
+    mask = inputs.mask.bool()
+    count = mask.sum() if normalizer is None else normalizer
+
+    def mean(per_token: Tensor) -> Tensor:
+        return torch.where(mask, per_token, 0.0).sum() / count
+
+    logprobs = torch.where(mask, inputs.logprobs, inputs.old_logprobs.detach())  # padding must not overflow in exp
+    log_ratio = logprobs - inputs.old_logprobs
+    ratio = log_ratio.exp()
+    advantages = inputs.advantages[:, None]
+    unclipped = -advantages * ratio
+    clipped = -advantages * ratio.clamp(1 - config.clip, 1 + config.clip)
+    policy_loss = mean(torch.maximum(unclipped, clipped))
+
+    loss = policy_loss
+    stats = {
+        "policy_loss": policy_loss.detach(),
+        "clip_fraction": mean((clipped > unclipped).float()).detach(),
+        "approx_kl": mean(-log_ratio).detach(),
+    }
+    if inputs.ref_logprobs is not None:
+        kl = mean(k3_kl(logprobs, inputs.ref_logprobs, config.kl_clamp))
+        loss = loss + config.kl_coef * kl
+        stats["kl"] = kl.detach()
+    if inputs.entropy is not None:
+        entropy = mean(inputs.entropy)
+        loss = loss - config.entropy_coef * entropy
+        stats["entropy"] = entropy.detach()
+    return LossOutput(loss, stats)

@@ -1,0 +1,189 @@
+"""GRPO for reasoning segmentation, on one screen: see `GRPOModule.training_step`.
+
+Deviations from the released PixelThink code (and the paper, which leaves these open):
+
+1. The loss is averaged over all completion tokens of a minibatch, on all processes; released, over each micro-batch's
+   own, so that results move with the micro-batch size. Equal for one micro-batch per minibatch.
+2. With one minibatch per rollout the old log-probabilities are the current ones, detached: the ratio is 1 either way
+   and one forward is saved.
+3. A missing difficulty or uncertainty stops the run and names the sample; released, they become 3.0 and 0.
+4. Image and video placeholder tokens cannot be sampled; released, they can, and crash the next forward.
+5. Each step samples under its own seed, a function of the run's seed, the step and the process, so that a resumed run
+   sees the completions that an uninterrupted one would have seen.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Iterable
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from jsonargparse import lazy_instance
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+from torch.optim import AdamW, Optimizer
+
+from pixelthink.components import resolved
+from pixelthink.evaluation import EvaluationConfig, PolicyModule
+from pixelthink.grpo.advantages import flat_group_share, group_advantages
+from pixelthink.grpo.experience import Experience, minibatches
+from pixelthink.grpo.loss import GRPOConfig, LossInputs, grpo_loss
+from pixelthink.policies.base import EncodedPrompt, PolicyBackbone
+from pixelthink.rewards.base import Reward
+from pixelthink.rewards.composite import PixelThinkReward
+from pixelthink.rollouts.base import RolloutEngine, SamplingConfig
+from pixelthink.rollouts.hf import HFEngine
+from pixelthink.segmenters.base import Segmenter
+from pixelthink.segmenters.grabcut import GrabCut
+from pixelthink.training_stats import Sums, rollout_sums
+from pixelthink.types import PromptBatch, RolloutBatch
+
+OptimizerFactory = Callable[[Iterable], Optimizer]
+
+
+class GRPOModule(PolicyModule):
+    """Trains a policy by group-relative policy optimisation against a reward.
+
+    Args:
+        policy: Model family and weights to start from; a frozen copy of them is the reference.
+        reward: Scores completions.
+        rollout: Engine that samples completions.
+        segmenter: Turns answers into masks, for evaluation.
+        sampling: How completions are sampled in training.
+        grpo: Constants of the algorithm.
+        evaluation: How answers are measured.
+        optimizer: Optimizer of the policy; the released recipe is AdamW, 1e-6 constant, weight decay 1e-2.
+    """
+
+    def __init__(
+        self,
+        policy: PolicyBackbone,
+        reward: Reward = lazy_instance(PixelThinkReward),
+        rollout: RolloutEngine = lazy_instance(HFEngine),
+        segmenter: Segmenter = lazy_instance(GrabCut),
+        sampling: SamplingConfig = SamplingConfig(),
+        grpo: GRPOConfig = GRPOConfig(),
+        evaluation: EvaluationConfig = EvaluationConfig(),
+        optimizer: OptimizerFactory = lambda parameters: AdamW(parameters, lr=1e-6, weight_decay=1e-2),
+    ) -> None:
+        super().__init__(policy, rollout, segmenter, evaluation)
+        self.automatic_optimization = False
+        self.strict_loading = False  # the reference is not in checkpoints, see on_save_checkpoint
+        self.reward = resolved(reward)
+        self.sampling = sampling
+        self.grpo = grpo
+        self.optimizer_factory = optimizer
+        self.reference: nn.Module | None = None
+        self.seconds: dict[str, float] = {}
+
+    def configure_model(self) -> None:
+        super().configure_model()
+        if self.reference is None and self.grpo.kl_coef > 0:
+            self.reference = copy.deepcopy(self.policy).eval().requires_grad_(False)
+
+    def on_fit_start(self) -> None:
+        super().on_fit_start()
+        self.run_seed = torch.initial_seed() % 2**31
+
+    def configure_optimizers(self) -> Optimizer:
+        return self.optimizer_factory(list(self.trainable_parameters()))
+
+    def training_step(self, batch: PromptBatch, batch_idx: int) -> None:
+        with self.timed("generate"):
+            rollout = self.rollout.generate(batch, self.sampling, self.step_seed())
+        with self.timed("reward"):
+            rewards = self.reward(rollout)
+        advantages = group_advantages(rewards.total, rollout.group_size, self.grpo.scale_by_std)
+        with self.timed("logprobs"):
+            experience = self.collect_logprobs(rollout, advantages)
+        with self.timed("update"):
+            updates = [self.update(minibatch) for minibatch in minibatches(experience, self.grpo)]
+        self.log_step(rollout_sums(rollout, rewards), updates, flat_group_share(rewards.total, rollout.group_size))
+
+    def collect_logprobs(self, rollout: RolloutBatch, advantages: Tensor) -> Experience[EncodedPrompt]:
+        """Scores completions under the reference and, where several minibatches follow, under the policy as it is."""
+        completions = tuple(torch.tensor(c.token_ids) for c in rollout.completions)
+        experience = Experience(
+            prompts=self.backbone.encode(rollout.prompts),
+            completions=completions,
+            prompt_index=tuple(i // rollout.group_size for i in range(len(completions))),
+            mask=pad_sequence([torch.ones(len(c), dtype=torch.bool) for c in completions], True).to(self.device),
+            advantages=advantages.to(self.device),
+        )
+        one_update = self.grpo.minibatches == self.grpo.epochs == 1
+        old = None if one_update else self.frozen_logprobs(self.policy, experience)
+        reference = self.frozen_logprobs(self.reference, experience) if self.grpo.kl_coef > 0 else None
+        return Experience(**{**vars(experience), "old_logprobs": old, "ref_logprobs": reference})
+
+    @torch.no_grad()
+    def frozen_logprobs(self, model: nn.Module | None, experience: Experience[EncodedPrompt]) -> Tensor:
+        """Log-probabilities of all completions under a model, (N, T), without gradient."""
+        assert model is not None
+        pieces = [
+            self.backbone.score(model, piece.prompts, piece.completions, piece.prompt_index).logprobs
+            for piece in experience.split(self.grpo.micro_batch_size)
+        ]
+        return pad_sequence([row for piece in pieces for row in piece], batch_first=True)
+
+    def update(self, minibatch: Experience[EncodedPrompt]) -> dict[str, Tensor]:
+        """One optimizer step. The split into micro-batches and processes does not change the gradient."""
+        optimizer = self.optimizers()
+        assert isinstance(optimizer, Optimizer) or hasattr(optimizer, "step")
+        tokens = self.trainer.strategy.reduce(minibatch.token_count.float(), reduce_op="sum")
+        totals: dict[str, Tensor] = {}
+        for piece in minibatch.split(self.grpo.micro_batch_size):
+            output = grpo_loss(self.loss_inputs(piece), self.grpo, normalizer=tokens)
+            self.manual_backward(output.loss * self.trainer.world_size)  # DDP averages what has to be summed
+            for name, value in {"loss": output.loss.detach(), **output.stats}.items():
+                totals[name] = totals.get(name, torch.zeros_like(value)) + value
+        norm = nn.utils.clip_grad_norm_(list(self.trainable_parameters()), self.grpo.max_grad_norm)
+        optimizer.step()
+        optimizer.zero_grad()
+        totals = {name: self.trainer.strategy.reduce(value, reduce_op="sum") for name, value in totals.items()}
+        return {**totals, "grad_norm": norm.detach()}
+
+    def loss_inputs(self, piece: Experience[EncodedPrompt]) -> LossInputs:
+        """Scores a micro-batch under the policy, with gradient."""
+        assert self.policy is not None
+        scores = self.backbone.score(
+            self.policy, piece.prompts, piece.completions, piece.prompt_index, with_entropy=self.grpo.entropy_coef > 0
+        )
+        old = scores.logprobs.detach() if piece.old_logprobs is None else piece.old_logprobs
+        return LossInputs(scores.logprobs, old, piece.ref_logprobs, piece.mask, piece.advantages, scores.entropy)
+
+    def step_seed(self) -> int:
+        """Seed of this step's sampling: a function of the run's seed, the step and the process."""
+        return (self.run_seed * 1_000_003 + self.global_step * 1_009 + self.global_rank) % 2**63
+
+    @contextmanager
+    def timed(self, phase: str) -> Any:
+        """Notes the wall-clock seconds of a phase of the step."""
+        started = time.perf_counter()
+        yield
+        self.seconds[phase] = time.perf_counter() - started
+
+    def log_step(self, sums: Sums, updates: list[dict[str, Tensor]], flat_groups: float) -> None:
+        """Sends everything about a step to the logger and the headlines to the progress bar."""
+        table = torch.tensor(list(sums.values()), dtype=torch.float64, device=self.device)
+        table = self.trainer.strategy.reduce(table, reduce_op="sum")
+        stats = {name: total / count for name, (total, count) in zip(sums, table.tolist(), strict=True) if count}
+        for name in updates[0]:
+            self.log(f"loss/{name}", torch.stack([u[name] for u in updates]).mean())
+        for name, value in stats.items():
+            self.log(f"train/{name}", value)
+        for phase, value in self.seconds.items():
+            self.log(f"seconds/{phase}", value)
+        step_seconds = sum(self.seconds.values())
+        self.log("seconds/step", step_seconds)
+        self.log("train/flat_groups", flat_groups, sync_dist=True)
+        self.log("train/tokens_per_second", table[list(sums).index("response_tokens"), 0] / step_seconds)
+        self.log("reward", stats["reward"], prog_bar=True, logger=False)
+        self.log("think_tokens", stats["reasoning_tokens"], prog_bar=True, logger=False)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Leaves the frozen reference out: it is loaded from where the policy started."""
+        state = checkpoint["state_dict"]
+        checkpoint["state_dict"] = {k: v for k, v in state.items() if not k.startswith("reference.")}

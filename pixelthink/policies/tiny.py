@@ -1,0 +1,168 @@
+"""A Qwen2.5-VL small enough to train from nothing on a laptop: real architecture, own tokenizer, random weights."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from pixelthink.policies.qwen_vl import Qwen25VL
+
+SPECIAL_TOKENS = (
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|image_pad|>",
+    "<|video_pad|>",
+)
+FORMAT_TOKENS = (
+    *("<think>", "</think>", "<answer>", "</answer>"),
+    *('{"bbox": [', '], "points_1": [', '], "points_2": [', "]}"),
+)
+LEXICON = (
+    "system user assistant find be brief the shape where trail from ends after steps with to of right left above below "
+    "largest smallest leftmost rightmost highest lowest circle square diamond cross red green blue yellow black white "
+    "cyan purple i see now follow question compare all them it is check again yes at ). ), ("
+).split()
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
+    "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
+    "{% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>{% else %}{{ part['text'] }}{% endif %}"
+    "{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def build_processor(lexicon: Sequence[str], image_side: int) -> Any:
+    """A Qwen2.5-VL processor whose tokenizer knows each lexicon word, each number up to `image_side` as one token."""
+    from tokenizers import AddedToken, Regex, Tokenizer, models, pre_tokenizers, trainers
+    from transformers import Qwen2_5_VLProcessor, Qwen2Tokenizer, Qwen2VLImageProcessor, Qwen2VLVideoProcessor
+    from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
+
+    learner = Tokenizer(models.BPE())
+    learner.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(PRETOKENIZE_REGEX), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    trainer = trainers.BpeTrainer(
+        vocab_size=100_000, initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()), show_progress=False
+    )
+    words = [form for word in lexicon for form in (word, f" {word}")]
+    learner.train_from_iterator(words, trainer)
+    learned = json.loads(learner.to_str())["model"]
+
+    tokenizer = Qwen2Tokenizer(
+        vocab=learned["vocab"],
+        merges=[tuple(pair) for pair in learned["merges"]],
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        unk_token=None,
+    )
+    tokenizer.add_special_tokens({"additional_special_tokens": list(SPECIAL_TOKENS)})
+    plain = (*FORMAT_TOKENS, *(str(number) for number in range(image_side + 1)))
+    tokenizer.add_tokens([AddedToken(token, normalized=False, special=False) for token in plain])
+    image_processor = Qwen2VLImageProcessor(min_pixels=28 * 28, max_pixels=image_side * image_side)
+    return Qwen2_5_VLProcessor(image_processor, tokenizer, Qwen2VLVideoProcessor(), chat_template=CHAT_TEMPLATE)
+
+
+class FreshTinyQwen25VL(Qwen25VL):
+    """A randomly initialised Qwen2.5-VL for small square images, to be cold-started by supervision.
+
+    Args:
+        image_side: Side of the images in pixels, a multiple of 28.
+        hidden_size: Width of the language model.
+        layers: Depth of the language model.
+        heads: Attention heads; half as many key-value heads.
+        intermediate_size: Width of its MLP.
+        vision_hidden_size: Width of the vision tower.
+        vision_layers: Depth of the vision tower.
+        lexicon: Words that are one token each; all else is spelled in bytes.
+        seed: Seed of the weights.
+    """
+
+    def __init__(
+        self,
+        image_side: int = 112,
+        hidden_size: int = 192,
+        layers: int = 4,
+        heads: int = 4,
+        intermediate_size: int = 448,
+        vision_hidden_size: int = 96,
+        vision_layers: int = 2,
+        lexicon: Sequence[str] = LEXICON,
+        seed: int = 0,
+    ) -> None:
+        if image_side % 28:
+            raise ValueError(f"policy.image_side must be a multiple of 28, not {image_side}")
+        super().__init__(path="", dtype="float32")
+        self.image_side = image_side
+        self.hidden_size, self.layers, self.heads = hidden_size, layers, heads
+        self.intermediate_size = intermediate_size
+        self.vision_hidden_size, self.vision_layers = vision_hidden_size, vision_layers
+        self.lexicon = tuple(lexicon)
+        self.seed = seed
+
+    def setup(self) -> None:
+        self.processor = build_processor(self.lexicon, self.image_side)
+
+    def load_model(self) -> nn.Module:
+        from transformers import Qwen2_5_VLForConditionalGeneration
+
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            return self._prepare(Qwen2_5_VLForConditionalGeneration(self._config()))
+
+    def _config(self) -> Any:
+        from transformers import Qwen2_5_VLConfig
+
+        tokenizer = self.processor.tokenizer
+        ids = {token: tokenizer.convert_tokens_to_ids(token) for token in SPECIAL_TOKENS}
+        pairs = self.hidden_size // self.heads // 2
+        text = {
+            "vocab_size": len(tokenizer),
+            "hidden_size": self.hidden_size,
+            "intermediate_size": self.intermediate_size,
+            "num_hidden_layers": self.layers,
+            "num_attention_heads": self.heads,
+            "num_key_value_heads": max(1, self.heads // 2),
+            "max_position_embeddings": 2048,
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": 10000.0,
+                "mrope_section": [pairs - 2 * (pairs // 3), pairs // 3, pairs // 3],
+            },
+            "tie_word_embeddings": True,
+            "bos_token_id": ids["<|endoftext|>"],
+            "eos_token_id": ids["<|im_end|>"],
+            "pad_token_id": ids["<|endoftext|>"],
+        }
+        vision = {
+            "depth": self.vision_layers,
+            "hidden_size": self.vision_hidden_size,
+            "intermediate_size": 2 * self.vision_hidden_size,
+            "num_heads": 4,
+            "out_hidden_size": self.hidden_size,
+            "fullatt_block_indexes": [self.vision_layers - 1],
+            "window_size": 56,
+            "patch_size": 14,
+            "spatial_merge_size": 2,
+            "temporal_patch_size": 2,
+        }
+        return Qwen2_5_VLConfig(
+            text_config=text,
+            vision_config=vision,
+            image_token_id=ids["<|image_pad|>"],
+            video_token_id=ids["<|video_pad|>"],
+            vision_start_token_id=ids["<|vision_start|>"],
+            vision_end_token_id=ids["<|vision_end|>"],
+            tie_word_embeddings=True,
+        )

@@ -1,0 +1,1 @@
+"""Rewards: whole rewards, their terms and their length scores; see `pixelthink.rewards.base`."""

@@ -1,0 +1,74 @@
+"""PixelThink's reward: the sum of the terms times the length score."""
+
+from __future__ import annotations
+
+import copy
+
+from jsonargparse import lazy_instance
+
+from pixelthink.components import resolved
+from pixelthink.rewards.base import LengthMode, LengthScore, Reward, RewardTerm
+from pixelthink.rewards.format import AnswerFormat, ThinkFormat
+from pixelthink.rewards.length import ReleasedBudget
+from pixelthink.rewards.localization import BoxIoU, BoxL1, PointL1
+from pixelthink.types import Score, ScoringCase
+
+
+class PixelThinkReward(Reward):
+    """`length_score × (think_format + answer_format + box_iou + point_l1 + box_l1)` (PixelThink, released reward).
+
+    With the defaults the result lies in [0, 5]. A length score may combine otherwise, see `LengthScore.combine`.
+
+    Args:
+        think_format: Term logged as `think_format`.
+        answer_format: Term logged as `answer_format`.
+        iou: Term logged as `box_iou`.
+        points: Term logged as `point_l1`.
+        box_l1: Term logged as `box_l1`.
+        length: How much of the sum a response keeps for its length.
+        extra: Further terms to add, each logged under its class name.
+
+    Raises:
+        ValueError: if two terms would be logged under one name.
+    """
+
+    def __init__(
+        self,
+        think_format: RewardTerm = lazy_instance(ThinkFormat),
+        answer_format: RewardTerm = lazy_instance(AnswerFormat),
+        iou: RewardTerm = lazy_instance(BoxIoU),
+        points: RewardTerm = lazy_instance(PointL1),
+        box_l1: RewardTerm = lazy_instance(BoxL1),
+        length: LengthScore = lazy_instance(ReleasedBudget),
+        extra: list[RewardTerm] | None = None,
+    ) -> None:
+        self.terms: dict[str, RewardTerm] = {
+            "think_format": resolved(think_format),
+            "answer_format": resolved(answer_format),
+            "box_iou": resolved(iou),
+            "point_l1": resolved(points),
+            "box_l1": resolved(box_l1),
+        }
+        for term in extra or []:
+            if term.name in self.terms:
+                raise ValueError(f"PixelThinkReward: two terms are named {term.name!r}")
+            self.terms[term.name] = term
+        self.length = resolved(length)
+
+    def score(self, case: ScoringCase) -> Score:
+        """Score of one response; raises ValueError, naming the sample, where a term lacks what it needs."""
+        parts = {name: term(case) for name, term in self.terms.items()}
+        used, budget, length_score = self.length(case)
+        return Score(
+            reward=self.length.combine(sum(parts.values()), length_score),
+            parts=parts,
+            length_used=used,
+            length_budget=budget,
+            length_score=length_score,
+        )
+
+    def with_length_mode(self, mode: LengthMode) -> PixelThinkReward:
+        """The same reward, counting length in another way."""
+        other = copy.copy(self)
+        other.length = self.length.with_length_mode(mode)
+        return other

@@ -1,0 +1,147 @@
+"""Supervised cold start: teach a policy the answer format, and reasoning styles in stated proportions."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from jsonargparse import lazy_instance
+from torch import Tensor
+from torch.optim import AdamW, Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from pixelthink.data.prompts import PromptStyle
+from pixelthink.evaluation import EvaluationConfig, PolicyModule
+from pixelthink.parsing import format_response
+from pixelthink.policies.base import PolicyBackbone
+from pixelthink.rollouts.base import RolloutEngine
+from pixelthink.rollouts.hf import HFEngine
+from pixelthink.segmenters.base import Segmenter
+from pixelthink.segmenters.grabcut import GrabCut
+from pixelthink.types import Prompt, PromptBatch
+
+OptimizerFactory = Callable[[Iterable], Optimizer]
+SchedulerFactory = Callable[[Optimizer], LRScheduler]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One way to answer, and how often to show it.
+
+    Attributes:
+        reasoning: Name of the reference reasoning, a key of the sample's `reasoning`.
+        weight: Share of the samples, relative to the other recipes' weights.
+        prompt: Wording of the question for this recipe; None keeps the data's own.
+    """
+
+    reasoning: str
+    weight: float = 1.0
+    prompt: PromptStyle | None = None
+
+    def __post_init__(self) -> None:
+        if self.weight <= 0:
+            raise ValueError(f"recipe {self.reasoning!r}: weight must be positive, not {self.weight}")
+
+
+class SFTModule(PolicyModule):
+    """Trains a policy on reference reasoning and true answers by token cross-entropy.
+
+    Args:
+        policy: Model family and weights to start from.
+        recipes: Which reference reasoning to show, how often and under which prompt. Which sample shows which is a
+            function of its id.
+        rollout: Engine that answers in evaluation.
+        segmenter: Turns answers into masks, for evaluation.
+        evaluation: How answers are measured.
+        optimizer: Optimizer of the policy.
+        lr_scheduler: Schedule of the learning rate, stepped once an optimizer step; None keeps it constant.
+        micro_batch_size: Responses per forward and backward; changes memory and speed, never the gradient.
+        max_grad_norm: Gradients are scaled down to this norm.
+    """
+
+    def __init__(
+        self,
+        policy: PolicyBackbone,
+        recipes: Sequence[Recipe],
+        rollout: RolloutEngine = lazy_instance(HFEngine),
+        segmenter: Segmenter = lazy_instance(GrabCut),
+        evaluation: EvaluationConfig = EvaluationConfig(),
+        optimizer: OptimizerFactory = lambda parameters: AdamW(parameters, lr=1e-5, weight_decay=1e-2),
+        lr_scheduler: SchedulerFactory | None = None,
+        micro_batch_size: int = 64,
+        max_grad_norm: float = 1.0,
+    ) -> None:
+        super().__init__(policy, rollout, segmenter, evaluation)
+        if not recipes or micro_batch_size < 1 or max_grad_norm <= 0:
+            raise ValueError("sft: recipes must not be empty; micro_batch_size and max_grad_norm must be positive")
+        self.automatic_optimization = False
+        self.recipes = list(recipes)
+        self.optimizer_factory = optimizer
+        self.scheduler_factory = lr_scheduler
+        self.micro_batch_size = micro_batch_size
+        self.max_grad_norm = max_grad_norm
+
+    def configure_optimizers(self) -> Any:
+        optimizer = self.optimizer_factory(list(self.trainable_parameters()))
+        if self.scheduler_factory is None:
+            return optimizer
+        return {"optimizer": optimizer, "lr_scheduler": self.scheduler_factory(optimizer)}
+
+    def training_step(self, batch: PromptBatch, batch_idx: int) -> None:
+        examples = [self.example(prompt) for prompt in batch.prompts]
+        tokens = self.trainer.strategy.reduce(
+            torch.tensor(float(sum(len(response) for _, response in examples)), device=self.device), reduce_op="sum"
+        )
+        loss = torch.zeros((), device=self.device)
+        for start in range(0, len(examples), self.micro_batch_size):
+            piece = self.negative_log_likelihood(examples[start : start + self.micro_batch_size]) / tokens
+            self.manual_backward(piece * self.trainer.world_size)  # DDP averages what has to be summed
+            loss += piece.detach()
+        optimizer = self.optimizers()
+        norm = torch.nn.utils.clip_grad_norm_(list(self.trainable_parameters()), self.max_grad_norm)
+        optimizer.step()  # type: ignore[union-attr]
+        optimizer.zero_grad()  # type: ignore[union-attr]
+        if (scheduler := self.lr_schedulers()) is not None:
+            scheduler.step()  # type: ignore[union-attr,call-arg]
+        self.log("loss", self.trainer.strategy.reduce(loss, reduce_op="sum"), prog_bar=True)
+        self.log("grad_norm", norm.detach())
+
+    def example(self, prompt: Prompt) -> tuple[Prompt, Tensor]:
+        """A prompt in its recipe's wording, and the token ids of the response to be learned, stop token included.
+
+        Raises:
+            ValueError: if the sample has no target or lacks the recipe's reference reasoning; names it.
+        """
+        recipe = self.recipe_of(prompt.sample.id)
+        if recipe.prompt is not None:
+            prompt = replace(prompt, messages=recipe.prompt.messages(prompt.sample.question))
+        if recipe.reasoning not in prompt.sample.reasoning:
+            known = ", ".join(prompt.sample.reasoning) or "none"
+            raise ValueError(f"sample {prompt.sample.id!r} has no {recipe.reasoning!r} reasoning; it has: {known}")
+        if not prompt.targets:
+            raise ValueError(f"sample {prompt.sample.id!r} has no target to be learned")
+        text = format_response(prompt.sample.reasoning[recipe.reasoning], prompt.targets[0])
+        tokenizer = self.backbone.processor.tokenizer
+        ids = tokenizer.encode(text, add_special_tokens=False)
+        return prompt, torch.tensor([*ids, self.backbone.stop_token_ids[0]])
+
+    def recipe_of(self, sample_id: str) -> Recipe:
+        """The recipe of a sample, drawn by weight from a hash of its id."""
+        total = sum(recipe.weight for recipe in self.recipes)
+        point = zlib.crc32(f"recipe:{sample_id}".encode()) / 2**32 * total
+        for recipe in self.recipes:
+            point -= recipe.weight
+            if point < 0:
+                return recipe
+        return self.recipes[-1]
+
+    def negative_log_likelihood(self, examples: Sequence[tuple[Prompt, Tensor]]) -> Tensor:
+        """Sum over all response tokens of −log p(token)."""
+        assert self.policy is not None
+        prompts = self.backbone.encode([prompt for prompt, _ in examples])
+        responses = [response for _, response in examples]
+        scores = self.backbone.score(self.policy, prompts, responses, range(len(examples)))
+        return -scores.logprobs.sum()  # padding scores are 0

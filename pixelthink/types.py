@@ -1,0 +1,227 @@
+"""The frozen dataclasses that pass between the stages of a run.
+
+Every coordinate belongs to one of two systems, and the name says which: *original* pixels of the image on disk, or
+*answer* coordinates, the numbers the model writes. `pixelthink.geometry.CoordinateFrame` converts between them.
+Boxes are `(x1, y1, x2, y2)` with both corners inside the box (the +1 pixel convention of the released code); points
+are `(x, y)`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from pixelthink.geometry import CoordinateFrame
+    from pixelthink.parsing import Answer
+
+Box = tuple[float, float, float, float]
+Point = tuple[float, float]
+Level = Literal["easy", "medium", "hard"]
+
+LEVELS: tuple[Level, ...] = ("easy", "medium", "hard")
+
+
+def difficulty_level(difficulty: float) -> Level:
+    """Level of a 1–10 difficulty: easy < 3.5 ≤ medium < 5.0 ≤ hard, the thresholds of the released budget rule."""
+    if difficulty < 3.5:
+        return "easy"
+    return "medium" if difficulty < 5.0 else "hard"
+
+
+@dataclass(frozen=True)
+class Target:
+    """One object to be found, in the coordinates of whoever holds it.
+
+    Attributes:
+        box_xyxy: Tight box, both corners inside.
+        points_xy: The two representative points (Seg-Zero's inscribed-circle centres).
+    """
+
+    box_xyxy: Box
+    points_xy: tuple[Point, Point]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image with one question, as a `SampleSource` yields it; everything in original pixels.
+
+    Attributes:
+        id: Unique within its source.
+        image: RGB image of width W and height H.
+        question: The query, as a person would ask it.
+        mask: Target mask, bool (H, W); None where the truth is unknown (prediction).
+        ignore: Pixels that evaluation leaves out, bool (H, W); None means none.
+        targets: Objects to be found; empty where the question has no target or the truth is unknown.
+        difficulty: Rated difficulty, 1 to 10; None where nobody rated it.
+        reasoning: Reference reasoning by style name, for a supervised cold start and for judges.
+        meta: Whatever the source wants to keep for reports.
+    """
+
+    id: str
+    image: Image.Image
+    question: str
+    mask: np.ndarray | None = None
+    ignore: np.ndarray | None = None
+    targets: tuple[Target, ...] = ()
+    difficulty: float | None = None
+    reasoning: Mapping[str, str] = field(default_factory=dict)
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A sample made ready for a model.
+
+    Attributes:
+        sample: Where it came from.
+        messages: Chat messages in the transformers format, with one unexpanded `{"type": "image"}` entry.
+        image: The image at model size.
+        frame: Original pixels ↔ answer coordinates.
+        targets: The sample's targets in answer coordinates.
+    """
+
+    sample: Sample
+    messages: Sequence[Mapping[str, Any]]
+    image: Image.Image
+    frame: CoordinateFrame
+    targets: tuple[Target, ...]
+
+
+@dataclass(frozen=True)
+class PromptBatch:
+    """The prompts of one step on one process."""
+
+    prompts: tuple[Prompt, ...]
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One sampled response.
+
+    Attributes:
+        token_ids: Sampled token ids, the end token included where it was sampled.
+        logprobs: Log-probability of each under the sampling weights at temperature 1, before any token was forbidden.
+        text: Decoded without the end token.
+        finish_reason: "stop" where the end token was sampled, "length" where the limit cut it off.
+        reasoning_tokens: Number of tokens inside `<think>`, 0 where there is none.
+        uncertainty: Mean top-2 uncertainty of the tokens in [0, 1]; None where the engine gave no top-2.
+    """
+
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    text: str
+    finish_reason: Literal["stop", "length"]
+    reasoning_tokens: int
+    uncertainty: float | None
+
+
+@dataclass(frozen=True)
+class RolloutBatch:
+    """Completions of a prompt batch, group-major: the `group_size` completions of prompt 0 come first.
+
+    Attributes:
+        prompts: P prompts.
+        completions: P × group_size completions.
+        group_size: Completions per prompt.
+        policy_version: Number of optimizer steps the sampling weights had seen.
+        seconds: Wall-clock time of the sampling.
+    """
+
+    prompts: tuple[Prompt, ...]
+    completions: tuple[Completion, ...]
+    group_size: int
+    policy_version: int = 0
+    seconds: float = 0.0
+
+    def __post_init__(self) -> None:
+        if len(self.completions) != len(self.prompts) * self.group_size:
+            raise ValueError(
+                f"{len(self.completions)} completions for {len(self.prompts)} prompts × {self.group_size} a group"
+            )
+
+    def prompt_of(self, index: int) -> Prompt:
+        """The prompt of completion `index`."""
+        return self.prompts[index // self.group_size]
+
+
+@dataclass(frozen=True)
+class ScoringCase:
+    """All that a reward may look at: one response and what is known of its question.
+
+    Attributes:
+        id: The sample's id, named in errors.
+        text: The whole response.
+        answer: `text`, parsed; in answer coordinates.
+        targets: The truth, in answer coordinates.
+        difficulty: 1 to 10, or None where nobody rated it.
+        uncertainty: In [0, 1], or None where nobody measured it.
+        reasoning_tokens: Tokens inside `<think>`, or None where nobody counted them.
+    """
+
+    id: str
+    text: str
+    answer: Answer
+    targets: tuple[Target, ...]
+    difficulty: float | None = None
+    uncertainty: float | None = None
+    reasoning_tokens: int | None = None
+
+
+@dataclass(frozen=True)
+class Score:
+    """The reward of one response and how it came about.
+
+    Attributes:
+        reward: What GRPO sees.
+        parts: Accuracy and format terms by name.
+        length_used: Words or tokens that count against the budget; None where the reward does not look at length.
+        length_budget: The budget; None where this response has none.
+        length_score: Factor in [0, 1] (or beyond, as the rule says); 1 where length does not count.
+    """
+
+    reward: float
+    parts: Mapping[str, float]
+    length_used: int | None = None
+    length_budget: float | None = None
+    length_score: float = 1.0
+
+
+@dataclass(frozen=True)
+class RewardOutput:
+    """Rewards of a rollout, group-major.
+
+    Attributes:
+        total: float32 (N,).
+        scores: N scores, one per completion.
+    """
+
+    total: Tensor
+    scores: tuple[Score, ...]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What evaluation knows of one sample once it has been answered and segmented.
+
+    Attributes:
+        prompt: The question.
+        completion: The response.
+        answer: The response, parsed; in answer coordinates.
+        mask: Predicted mask in original pixels, bool (H, W); empty where the answer could not be used.
+        failure: Why the mask is empty, or None.
+    """
+
+    prompt: Prompt
+    completion: Completion
+    answer: Answer
+    mask: np.ndarray
+    failure: str | None

@@ -1,0 +1,37 @@
+"""Packaging; tool settings live in pyproject.toml."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+setup(
+    name="pixelthink",
+    version="0.1.0",
+    description="Train, evaluate and run reasoning-segmentation models that think only as long as a question needs",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["pixelthink", "pixelthink.*"]),
+    install_requires=[
+        "torch>=2.8",
+        "torchvision",
+        "lightning>=2.6",
+        "transformers>=5.16",
+        "jsonargparse[omegaconf,signatures]>=4.40",
+        "omegaconf>=2.3",
+        "torchmetrics>=1.8",
+        "tensorboard>=2.18",
+        "numpy>=1.26",
+        "scipy>=1.11",
+        "pillow>=10",
+        "opencv-python-headless>=4.9",
+        "pycocotools>=2.0.8",
+    ],
+    extras_require={
+        "vllm": ["vllm>=0.11"],
+        "sam2": ["sam2>=1.1"],
+        "bitsandbytes": ["bitsandbytes>=0.48"],
+        "dev": ["pytest>=8", "hypothesis>=6.100", "ruff>=0.12", "mypy>=1.15"],
+    },
+)

@@ -1,0 +1,270 @@
+"""Metrics against golden values, numbers done by hand, and themselves on two processes."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from PIL import Image
+
+from pixelthink.geometry import CoordinateFrame, decode_rle
+from pixelthink.metrics.functional import (
+    PROTOCOLS,
+    bootstrap_interval,
+    ciou,
+    efficiency_scores,
+    get_protocol,
+    giou,
+    mask_counts,
+    mask_ious,
+)
+from pixelthink.metrics.levels import ByLevel
+from pixelthink.metrics.reasoning import ParseRate, ReasoningTokens
+from pixelthink.metrics.report import SegmentationReport
+from pixelthink.metrics.segmentation import CIoU, GIoU
+from pixelthink.parsing import parse_completion
+from pixelthink.types import Completion, Prediction, Prompt, Sample
+from tests.support import GOLDENS, golden_rows
+
+GOLDEN = golden_rows("segmentation_metrics.jsonl.gz")
+EFFICIENCY = json.loads((GOLDENS / "paper_efficiency.json").read_text())
+KEYS = ("prediction", "target", "ignore")
+
+
+def strip(*pixels: int) -> np.ndarray:
+    """Mask of one row of eight pixels."""
+    mask = np.zeros((1, 8), dtype=bool)
+    mask[0, list(pixels)] = True
+    return mask
+
+
+@pytest.mark.parametrize("protocol", ["lisa", "segzero"])
+@pytest.mark.parametrize("row", GOLDEN, ids=lambda row: str(row["id"]))
+def test_released_evaluators(row: dict[str, Any], protocol: Any) -> None:
+    masks = [[decode_rle(item[key]) for item in row["items"]] for key in KEYS]
+    rules = get_protocol(protocol)
+    counts = [mask_counts(p, t, i, rules) for p, t, i in zip(*masks, strict=True)]
+    pixels = [i for i, _ in counts], [u for _, u in counts]
+    assert giou(*pixels, rules) == pytest.approx(row["expected"][protocol]["giou"], abs=1e-9)
+    assert ciou(*pixels, rules) == pytest.approx(row["expected"][protocol]["ciou"], abs=1e-9)
+    for metric, name in ((GIoU(protocol), "giou"), (CIoU(protocol), "ciou")):
+        half = len(counts) // 2
+        metric.update(*(column[:half] for column in masks))
+        metric.update(*([torch.from_numpy(mask) for mask in column[half:]] for column in masks))
+        assert metric.compute().item() == pytest.approx(row["expected"][protocol][name], abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("protocol", "counts", "both_empty"),
+    [("lisa", (1, 2), 1.0), ("segzero", (2, 4), 0.0), ("lens", (1, 3), 1.0)],
+)
+def test_protocols_by_hand(protocol: str, counts: tuple[int, int], both_empty: float) -> None:
+    rules = PROTOCOLS[protocol]
+    assert (
+        mask_counts(strip(0, 1, 2), strip(0, 5), strip(2, 3, 5), rules)
+        == {
+            "lisa": (1, 2),  # found {0, 1}, truth {0}
+            "segzero": (2, 5),  # found {0, 1, 2}, truth {0, 2, 3, 5}
+            "lens": (1, 3),  # found {0, 1, 2}, truth {0}
+        }[protocol]
+    )
+    assert mask_counts(strip(0, 1, 2), strip(0), strip(2, 3), rules) == counts
+    assert mask_ious([0], [0], rules).tolist() == [both_empty]
+    assert ciou([0], [0], rules) == (0.0 if protocol == "lisa" else both_empty)
+
+
+def test_shapes_and_names_are_checked() -> None:
+    with pytest.raises(ValueError, match=r"prediction is 1×8 but target is 2×8"):
+        mask_counts(strip(0), np.zeros((2, 8), dtype=bool), None, PROTOCOLS["lens"])
+    with pytest.raises(ValueError, match=r"ignore is 2×8"):
+        mask_counts(strip(0), strip(0), np.zeros((2, 8), dtype=bool), PROTOCOLS["lens"])
+    with pytest.raises(ValueError, match="unknown protocol 'coco', choose from lisa, segzero, lens"):
+        GIoU("coco")  # type: ignore[arg-type]
+    metric = GIoU("lens")
+    with pytest.raises(ValueError, match="shorter"):
+        metric.update([strip(0), strip(0)], [strip(0)])
+    assert metric.count == 0
+
+
+@pytest.mark.parametrize("row", EFFICIENCY["rows"], ids=lambda row: f"{row['set']} {row['method']}")
+def test_efficiency_equals_the_published_digits(row: dict[str, Any]) -> None:
+    scores = efficiency_scores(
+        row["tokens"], row["rscore"], row["giou_percent"] / 100, EFFICIENCY["model_billions"], EFFICIENCY["gamma"]
+    )
+    for value, name in zip(scores, ("rst", "sat", "urss"), strict=True):
+        assert abs(value - row[name]) <= 0.005 + 1e-9, (name, value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name"),
+    [
+        ((10, 5, 60.0, 7), "giou"),
+        ((-1, 5, 0.6, 7), "tokens"),
+        ((10, 11, 0.6, 7), "rscore"),
+        ((10, 5, 0.6, 0), "model_billions"),
+        ((10, 5, float("nan"), 7), "giou"),
+        ((10, 5, 0.6, 7, 2.0), "gamma"),
+    ],
+)
+def test_efficiency_refuses(arguments: tuple[float, ...], name: str) -> None:
+    with pytest.raises(ValueError, match=name):
+        efficiency_scores(*arguments)
+
+
+def test_bootstrap() -> None:
+    values = np.random.default_rng(0).normal(3.0, 1.0, 900)
+    low, high = bootstrap_interval(values, samples=4000)
+    spread = 1.96 * values.std() / 30  # the normal approximation, ample at n = 900
+    assert (low, high) == pytest.approx((values.mean() - spread, values.mean() + spread), abs=0.006)
+    assert (low, high) == bootstrap_interval(values, samples=4000)
+    assert (low, high) != bootstrap_interval(values, samples=4000, seed=1)
+    assert bootstrap_interval([0.5]) == (0.5, 0.5)
+    assert bootstrap_interval([1, 2, 3], [2, 4, 6]) == (0.5, 0.5)  # the ratio does not depend on the draw
+    assert bootstrap_interval([0, 0], [0, 0]) == (0.0, 0.0)
+    narrow = bootstrap_interval(values, level=0.5)
+    assert low < narrow[0] < narrow[1] < high
+
+
+def test_bootstrap_of_a_ratio_covers_the_ratio_of_sums() -> None:
+    rng = np.random.default_rng(1)
+    unions = rng.integers(1, 1000, 300)
+    intersections = rng.binomial(unions, 0.7)
+    low, high = bootstrap_interval(intersections, unions)
+    assert low < intersections.sum() / unions.sum() < high
+    assert high - low < 0.02
+
+
+@pytest.mark.parametrize("arguments", [([],), ([1.0], [1.0, 2.0]), ([[1.0]],)])
+def test_bootstrap_refuses(arguments: tuple[Any, ...]) -> None:
+    with pytest.raises(ValueError, match="bootstrap needs"):
+        bootstrap_interval(*arguments)
+    with pytest.raises(ValueError, match="0 < level < 1"):
+        bootstrap_interval([1.0], level=95)
+
+
+def test_tokens_and_parse_rate() -> None:
+    tokens = ReasoningTokens()
+    tokens.update([10, 0])
+    tokens.update([5])
+    assert tokens.compute().item() == 5.0
+    rate = ParseRate()
+    rate.update([None, "no_json", None, "no_json", "not_finite"])
+    values = {name: value.item() for name, value in rate.compute().items()}
+    assert values["parse_rate"] == pytest.approx(0.4)
+    assert (values["failures/no_json"], values["failures/not_finite"], values["failures/no_answer"]) == (2, 1, 0)
+    with pytest.raises(ValueError, match="unknown cause of failure 'tired'"):
+        rate.update([None, "tired"])
+    assert rate.count == 5
+
+
+def test_by_level() -> None:
+    metric = ByLevel(ReasoningTokens(), "tokens")
+    metric.update([1.0, 3.5, None, 3.4], [10, 30, 50, 20])
+    assert {k: v.item() for k, v in metric.compute().items()} == {
+        "tokens": 27.5,
+        "tokens/easy": 15,
+        "tokens/medium": 30,
+    }
+    assert {k: v.item() for k, v in metric([9.0], [7]).items()} == {"tokens": 7.0, "tokens/hard": 7.0}
+    assert metric.compute()["tokens"].item() == pytest.approx(117 / 5)
+    metric.reset()
+    metric.update([], [])
+    assert metric.compute() == {}
+    with pytest.raises(ValueError, match="2 difficulties"):
+        metric.update([1.0, 2.0], [3])
+
+
+def prediction(
+    name: str, mask: np.ndarray, truth: np.ndarray | None, difficulty: float | None, text: str, tokens: int
+) -> Prediction:
+    sample = Sample(name, Image.new("RGB", (8, 1)), "q", truth, difficulty=difficulty)
+    prompt = Prompt(sample, [], sample.image, CoordinateFrame((8, 1), (8, 1)), ())
+    answer = parse_completion(text)
+    return Prediction(prompt, Completion((), (), text, "stop", tokens, None), answer, mask, answer.failure)
+
+
+ANSWER = '<answer>{"bbox": [0, 0, 3, 0], "points_1": [1, 0], "points_2": [2, 0]}</answer>'
+
+
+def some_predictions() -> list[Prediction]:
+    return [
+        prediction("a", strip(0, 1), strip(0, 1), 2.0, ANSWER, 10),
+        prediction("b", strip(0, 1, 2), strip(0), 6.0, ANSWER, 40),
+        prediction("c", strip(), strip(1, 2, 3, 4), 2.0, "nothing", 20),
+        prediction("d", strip(0), strip(0, 1), None, ANSWER, 6),
+    ]
+
+
+EXPECTED = {
+    "giou": (1 + 1 / 3 + 0 + 1 / 2) / 4,
+    "giou/easy": 0.5,
+    "giou/hard": 1 / 3,
+    "ciou": (2 + 1 + 0 + 1) / (2 + 3 + 4 + 2),
+    "ciou/easy": 2 / 6,
+    "ciou/hard": 1 / 3,
+    "reasoning_tokens": 19.0,
+    "reasoning_tokens/easy": 15.0,
+    "reasoning_tokens/hard": 40.0,
+    "parse_rate": 0.75,
+    "parse_rate/easy": 0.5,
+    "parse_rate/hard": 1.0,
+    "failures/no_json": 1.0,
+    "failures/no_json/easy": 1.0,
+}
+
+
+def values_of(report: SegmentationReport) -> dict[str, float]:
+    """What was reported, less the causes of failure that never occurred."""
+    values = {name: value.item() for name, value in report.compute().items()}
+    return {name: value for name, value in values.items() if value or not name.startswith("failures/")}
+
+
+def test_report_by_hand() -> None:
+    report = SegmentationReport("segzero")
+    for one in some_predictions():
+        report.update([one])
+    assert values_of(report) == pytest.approx(EXPECTED, abs=1e-6)
+    report.reset()
+    report.update(some_predictions())
+    assert values_of(report) == pytest.approx(EXPECTED, abs=1e-6)
+    with pytest.raises(ValueError, match="sample 'x' has no mask"):
+        report.update([prediction("x", strip(), None, None, ANSWER, 1)])
+
+
+SHARES = ([[0, 1], [2, 3]], [[0], [3, 2, 1]], [[0, 1, 2, 3], []])
+
+
+def _report_on(rank: int, world: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world)
+    predictions, results = some_predictions(), []
+    for share in SHARES:
+        report = SegmentationReport("segzero")
+        for index in share[rank]:
+            report.update([predictions[index]])
+        results.append(values_of(report))
+    (Path(folder) / f"{rank}.json").write_text(json.dumps(results))
+    dist.destroy_process_group()
+
+
+def test_two_processes_give_the_numbers_of_one(tmp_path: Path) -> None:
+    spawn: Callable[..., Any] = mp.spawn
+    spawn(_report_on, args=(2, str(tmp_path)), nprocs=2)
+    for rank in range(2):
+        results = json.loads((tmp_path / f"{rank}.json").read_text())
+        assert len(results) == len(SHARES)
+        for result in results:
+            assert result == pytest.approx(EXPECTED, abs=1e-6)
+
+
+def test_nothing_seen_is_not_a_number() -> None:
+    assert math.isnan(giou([], [], PROTOCOLS["lisa"]))
+    assert math.isnan(ciou([], [], PROTOCOLS["lisa"]))

@@ -65,5 +65,3 @@ def one_line(error: BaseException) -> str:
     """The error's message, or its name where it has none, on one line."""
     text = " ".join(str(error).split())
     return text or type(error).__name__
-
-

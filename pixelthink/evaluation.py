@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal, cast
 
 import lightning as L
 import numpy as np
-import torch
-from torch import nn
+from lightning.pytorch.core.optimizer import LightningOptimizer
+from torch import Tensor, nn
 
 from pixelthink.components import resolved
 from pixelthink.geometry import clip_target
@@ -57,9 +57,7 @@ class PolicyModule(L.LightningModule):
         self.segmenter = resolved(segmenter)
         self.evaluation = evaluation
         self.policy: nn.Module | None = None
-        self.report = nn.ModuleDict(
-            {stage: SegmentationReport(evaluation.protocol) for stage in ("validate", "test")}
-        )
+        self.report = nn.ModuleDict({stage: SegmentationReport(evaluation.protocol) for stage in ("validate", "test")})
 
     def configure_model(self) -> None:
         """Loads the weights; Lightning may call this more than once."""
@@ -106,10 +104,10 @@ class PolicyModule(L.LightningModule):
         answers = [parse_completion(c.text, answer_style) for c in rollout.completions]
         return segment_answers(batch.prompts, rollout.completions, answers, self.segmenter)
 
-    def validation_step(self, batch: PromptBatch, batch_idx: int) -> list[Prediction]:
+    def validation_step(self, batch: PromptBatch, batch_idx: int) -> list[Prediction]:  # type: ignore[override]
         return self._measure(batch, "validate")
 
-    def test_step(self, batch: PromptBatch, batch_idx: int) -> list[Prediction]:
+    def test_step(self, batch: PromptBatch, batch_idx: int) -> list[Prediction]:  # type: ignore[override]
         return self._measure(batch, "test")
 
     def predict_step(self, batch: PromptBatch, batch_idx: int) -> list[Prediction]:
@@ -136,13 +134,18 @@ class PolicyModule(L.LightningModule):
         self.log("gIoU", values[f"{prefix}/giou"], prog_bar=True, logger=False, rank_zero_only=True)
         report.reset()
 
-    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        return batch
-
     def trainable_parameters(self) -> Iterator[nn.Parameter]:
         """Parameters that an optimizer may change."""
         assert self.policy is not None
         return (p for p in self.policy.parameters() if p.requires_grad)
+
+    def step_optimizer(self, max_grad_norm: float) -> Tensor:
+        """Clips the gradients, steps, and clears them; returns the norm that they had."""
+        optimizer = cast("LightningOptimizer", self.optimizers())
+        norm = nn.utils.clip_grad_norm_(list(self.trainable_parameters()), max_grad_norm)
+        optimizer.step()
+        optimizer.zero_grad()
+        return norm.detach()
 
 
 def segment_answers(
@@ -168,5 +171,3 @@ def _original_target(prompt: Prompt, answer: Answer) -> Target | None:
     first, second = answer.points_xy[0], answer.points_xy[-1]
     target = prompt.frame.target_to_original(Target(answer.box_xyxy, (first, second)))
     return clip_target(target, *prompt.sample.image.size)
-
-

@@ -81,7 +81,7 @@ class GRPOModule(PolicyModule):
 
     def configure_model(self) -> None:
         super().configure_model()
-        if self.reference is None and self.grpo.kl_coef > 0:
+        if self.reference is None and self.policy is not None and self.grpo.kl_coef > 0:
             self.reference = copy.deepcopy(self.policy).eval().requires_grad_(False)
 
     def on_fit_start(self) -> None:
@@ -130,8 +130,6 @@ class GRPOModule(PolicyModule):
 
     def update(self, minibatch: Experience[EncodedPrompt]) -> dict[str, Tensor]:
         """One optimizer step. The split into micro-batches and processes does not change the gradient."""
-        optimizer = self.optimizers()
-        assert isinstance(optimizer, Optimizer) or hasattr(optimizer, "step")
         tokens = self.trainer.strategy.reduce(minibatch.token_count.float(), reduce_op="sum")
         totals: dict[str, Tensor] = {}
         for piece in minibatch.split(self.grpo.micro_batch_size):
@@ -139,11 +137,9 @@ class GRPOModule(PolicyModule):
             self.manual_backward(output.loss * self.trainer.world_size)  # DDP averages what has to be summed
             for name, value in {"loss": output.loss.detach(), **output.stats}.items():
                 totals[name] = totals.get(name, torch.zeros_like(value)) + value
-        norm = nn.utils.clip_grad_norm_(list(self.trainable_parameters()), self.grpo.max_grad_norm)
-        optimizer.step()
-        optimizer.zero_grad()
+        norm = self.step_optimizer(self.grpo.max_grad_norm)
         totals = {name: self.trainer.strategy.reduce(value, reduce_op="sum") for name, value in totals.items()}
-        return {**totals, "grad_norm": norm.detach()}
+        return {**totals, "grad_norm": norm}
 
     def loss_inputs(self, piece: Experience[EncodedPrompt]) -> LossInputs:
         """Scores a micro-batch under the policy, with gradient."""

@@ -79,6 +79,7 @@ def components(kind: str) -> dict[str, type]:
 def _public_subclasses(base: type) -> list[type]:
     """Concrete public subclasses that can be reached by their dotted path, without doubles."""
     found: dict[str, type] = {}
+    subclass: type
     for subclass in base.__subclasses__():
         if _is_public(subclass) and not inspect.isabstract(subclass):
             found[f"{subclass.__module__}.{subclass.__name__}"] = subclass

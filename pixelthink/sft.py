@@ -100,14 +100,11 @@ class SFTModule(PolicyModule):
             piece = self.negative_log_likelihood(examples[start : start + self.micro_batch_size]) / tokens
             self.manual_backward(piece * self.trainer.world_size)  # DDP averages what has to be summed
             loss += piece.detach()
-        optimizer = self.optimizers()
-        norm = torch.nn.utils.clip_grad_norm_(list(self.trainable_parameters()), self.max_grad_norm)
-        optimizer.step()  # type: ignore[union-attr]
-        optimizer.zero_grad()  # type: ignore[union-attr]
+        norm = self.step_optimizer(self.max_grad_norm)
         if (scheduler := self.lr_schedulers()) is not None:
-            scheduler.step()  # type: ignore[union-attr,call-arg]
+            scheduler.step()  # type: ignore[union-attr]
         self.log("loss", self.trainer.strategy.reduce(loss, reduce_op="sum"), prog_bar=True)
-        self.log("grad_norm", norm.detach())
+        self.log("grad_norm", norm)
 
     def example(self, prompt: Prompt) -> tuple[Prompt, Tensor]:
         """A prompt in its recipe's wording, and the token ids of the response to be learned, stop token included.

@@ -15,7 +15,7 @@ def rollout_sums(rollout: RolloutBatch, rewards: RewardOutput) -> Sums:
     names = ["reward", *(f"reward_{part}" for part in rewards.scores[0].parts), "length_score", "length_budget"]
     names += ["response_tokens", "reasoning_tokens", "truncated", "uncertainty"]
     names += [f"{name}_{level}" for level in LEVELS for name in ("reasoning_tokens", "reward")]
-    sums: Sums = {name: (0.0, 0) for name in names}
+    sums: Sums = dict.fromkeys(names, (0.0, 0))
 
     def note(name: str, value: float | None) -> None:
         if value is not None:

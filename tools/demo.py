@@ -1,6 +1,6 @@
 """Tests a policy, trains it, tests it again, and prints one table: start → trained.
 
-    python tools/demo.py --config configs/tiny.yaml
+python tools/demo.py --config configs/tiny.yaml
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Prints every swap point, its components and their arguments.
 
-    python tools/list_components.py
-    python tools/list_components.py --kind "length score"
+python tools/list_components.py
+python tools/list_components.py --kind "length score"
 """
 
 from __future__ import annotations

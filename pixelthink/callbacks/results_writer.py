@@ -30,7 +30,8 @@ class ResultsWriter(Callback):
     def on_test_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, *rest: Any) -> None:
         self._rows += [prediction_row(prediction) for prediction in outputs]
 
-    on_predict_batch_end = on_test_batch_end
+    def on_predict_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, *rest: Any) -> None:
+        self._rows += [prediction_row(prediction) for prediction in outputs]
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._write(trainer, with_metrics=True)

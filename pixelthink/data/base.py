@@ -10,7 +10,7 @@ from pixelthink.types import Sample
 class SampleSource(ABC):
     """A finite, indexable collection of samples. `source[i]` is the same sample whenever it is asked for."""
 
-    def setup(self) -> None:
+    def setup(self) -> None:  # noqa: B027
         """Opens files. Constructors stay cheap; a source that needs no files has nothing to do here."""
 
     @abstractmethod

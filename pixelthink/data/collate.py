@@ -9,7 +9,7 @@ from PIL import Image
 
 from pixelthink.data.checks import check_sample
 from pixelthink.data.prompts import PromptStyle
-from pixelthink.geometry import CoordinateFrame
+from pixelthink.geometry import AnswerConvention, CoordinateFrame
 from pixelthink.types import Prompt, PromptBatch, Sample
 
 
@@ -25,7 +25,7 @@ class Collate:
 
     style: PromptStyle
     image_size: tuple[int, int]
-    convention: str
+    convention: AnswerConvention
 
     def prompt(self, sample: Sample) -> Prompt:
         """One sample made ready.

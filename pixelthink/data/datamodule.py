@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import lightning as L
 from jsonargparse import lazy_instance
 
@@ -12,6 +10,7 @@ from pixelthink.data.base import SampleSource
 from pixelthink.data.collate import Collate
 from pixelthink.data.loader import EpochSampler, ResumableLoader
 from pixelthink.data.prompts import PixelThinkPrompt, PromptStyle
+from pixelthink.geometry import AnswerConvention
 from pixelthink.types import PromptBatch
 
 
@@ -41,7 +40,7 @@ class PromptData(L.LightningDataModule):
         predict: SampleSource | None = None,
         prompt: PromptStyle = lazy_instance(PixelThinkPrompt),
         image_size: tuple[int, int] = (840, 840),
-        coordinates: Literal["pixels", "per_mille"] = "pixels",
+        coordinates: AnswerConvention = "pixels",
         batch_size: int = 16,
         eval_batch_size: int = 16,
         num_workers: int = 0,

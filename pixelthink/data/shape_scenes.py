@@ -222,13 +222,21 @@ def rate_difficulty(objects: tuple[SceneObject, ...], query: SceneQuery) -> floa
     return (scene + segmentation + language) / 3
 
 
-def reference_reasoning(objects: tuple[SceneObject, ...], query: SceneQuery) -> dict[str, str]:
-    """What a solver would write: "verbose" (lists all, works, checks again), "steps" (works), "brief" (answers)."""
+def reference_reasoning(
+    objects: tuple[SceneObject, ...], query: SceneQuery, rng: np.random.Generator
+) -> dict[str, str]:
+    """What a solver would write: "verbose" (lists all, works, checks again), "steps" (works), "brief" (answers).
+
+    The list comes in random order: a place then has to be found from its name, which is the very skill that an answer
+    needs, and each list trains it several times over.
+    """
     name = objects[query.target].name
-    seen = ", ".join(f"{o.name} ({o.center[0]},{o.center[1]})" for o in objects)
+    listed = [objects[i] for i in rng.permutation(len(objects))]
+    seen = ", ".join(f"{o.name} ({o.center[0]},{o.center[1]})" for o in listed)
     work = query.steps or " compare all of them."
     return {
-        "verbose": f"i see {seen}. now follow the question.{work} it is the {name}. check again, yes, it is the {name}.",
+        "verbose": f"i see {seen}. now follow the question.{work} it is the {name}. "
+        f"check again, yes, it is the {name}.",
         "steps": f"{query.steps} it is the {name}.".strip(),
         "brief": f"it is the {name}.",
     }
@@ -288,6 +296,6 @@ class ShapeScenes(SampleSource):
             mask=mask,
             targets=(target_from_mask(mask),),
             difficulty=rate_difficulty(objects, query),
-            reasoning=reference_reasoning(objects, query),
+            reasoning=reference_reasoning(objects, query, rng),
             meta={"level": query.level, "hops": query.hops},
         )

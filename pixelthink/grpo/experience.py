@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Generic, TypeVar
 
 import torch
@@ -83,5 +84,5 @@ def minibatches(experience: Experience[PromptT], config: GRPOConfig) -> Iterator
         return
     bounds = [prompts * i // config.minibatches for i in range(config.minibatches + 1)]
     for _ in range(config.epochs):
-        for low, high in zip(bounds, bounds[1:], strict=False):
+        for low, high in pairwise(bounds):
             yield experience.select([row for row, p in enumerate(experience.prompt_index) if low <= p < high])

@@ -5,13 +5,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from torch import Tensor, nn
 
+from pixelthink.geometry import AnswerConvention
 from pixelthink.types import Prompt
-
-Convention = Literal["pixels", "per_mille"]
 
 
 @dataclass(frozen=True)
@@ -45,7 +44,7 @@ class TokenScores:
 class PolicyBackbone(ABC):
     """Knows one model family. Holds no weights: `load_model` returns them and every other method is handed them."""
 
-    convention: Convention
+    convention: AnswerConvention
     """How the family writes coordinates: absolute pixels of the image that it sees, or thousandths of its sides."""
 
     processor: Any

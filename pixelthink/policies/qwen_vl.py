@@ -95,8 +95,8 @@ class Qwen25VL(PolicyBackbone):
         seen = (grid[2] * patch, grid[1] * patch)
         if seen != prompt.image.size:
             raise ValueError(
-                f"sample {prompt.sample.id!r}: the image is {prompt.image.size} but the processor would make it {seen}, "
-                "so coordinates would not fit; set data.image_size to a size that it keeps"
+                f"sample {prompt.sample.id!r}: the image is {prompt.image.size} but the processor would make it "
+                f"{seen}, so coordinates would not fit; set data.image_size to a size that it keeps"
             )
 
     def score(
@@ -111,9 +111,7 @@ class Qwen25VL(PolicyBackbone):
         head = cast("nn.Module", model.lm_head)
         logprobs, entropy = selected_logprobs(hidden, head, torch.cat(list(completions)), with_entropy=with_entropy)
         padded = pad_sequence(logprobs.split(lengths), batch_first=True)
-        return TokenScores(
-            padded, None if entropy is None else pad_sequence(entropy.split(lengths), batch_first=True)
-        )
+        return TokenScores(padded, None if entropy is None else pad_sequence(entropy.split(lengths), batch_first=True))
 
     def _padded_hidden(
         self,
@@ -159,7 +157,7 @@ class Qwen25VL(PolicyBackbone):
         grids = torch.cat([prompts[p].image_grid for p in used]).to(device)
         per_image = iter(core.get_image_features(patches, grids, return_dict=True).pooler_output)
         features = {p: torch.cat([next(per_image) for _ in range(len(prompts[p].image_grid))]) for p in used}
-        return BaseModelOutputWithPooling(pooler_output=tuple(features[p] for p in prompt_index))
+        return BaseModelOutputWithPooling(pooler_output=[features[p] for p in prompt_index])  # type: ignore[arg-type]
 
     @property
     def forbidden_token_ids(self) -> tuple[int, ...]:

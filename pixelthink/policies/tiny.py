@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -27,8 +26,8 @@ FORMAT_TOKENS = (
 LEXICON = (
     "system user assistant find be brief the shape where trail from ends after steps with to of right left above below "
     "largest smallest leftmost rightmost highest lowest circle square diamond cross red green blue yellow black white "
-    "cyan purple i see now follow question compare all them it is check again yes at ). ), ("
-).split()
+    "i see now follow question compare all them it is check again yes at ). ), ("
+)
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
@@ -40,7 +39,7 @@ CHAT_TEMPLATE = (
 )
 
 
-def build_processor(lexicon: Sequence[str], image_side: int) -> Any:
+def build_processor(lexicon: str, image_side: int) -> Any:
     """A Qwen2.5-VL processor whose tokenizer knows each lexicon word, each number up to `image_side` as one token."""
     from tokenizers import AddedToken, Regex, Tokenizer, models, pre_tokenizers, trainers
     from transformers import Qwen2_5_VLProcessor, Qwen2Tokenizer, Qwen2VLImageProcessor, Qwen2VLVideoProcessor
@@ -56,16 +55,16 @@ def build_processor(lexicon: Sequence[str], image_side: int) -> Any:
     trainer = trainers.BpeTrainer(
         vocab_size=100_000, initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()), show_progress=False
     )
-    words = [form for word in lexicon for form in (word, f" {word}")]
+    words = [form for word in lexicon.split() for form in (word, f" {word}")]
     learner.train_from_iterator(words, trainer)
     learned = json.loads(learner.to_str())["model"]
 
     tokenizer = Qwen2Tokenizer(
         vocab=learned["vocab"],
-        merges=[tuple(pair) for pair in learned["merges"]],
+        merges=[tuple(pair) for pair in learned["merges"]],  # type: ignore[misc]
         eos_token="<|im_end|>",
         pad_token="<|endoftext|>",
-        unk_token=None,
+        unk_token=None,  # type: ignore[arg-type]
     )
     tokenizer.add_special_tokens({"additional_special_tokens": list(SPECIAL_TOKENS)})
     plain = (*FORMAT_TOKENS, *(str(number) for number in range(image_side + 1)))
@@ -85,7 +84,7 @@ class FreshTinyQwen25VL(Qwen25VL):
         intermediate_size: Width of its MLP.
         vision_hidden_size: Width of the vision tower.
         vision_layers: Depth of the vision tower.
-        lexicon: Words that are one token each; all else is spelled in bytes.
+        lexicon: Words that are one token each, separated by spaces; all else is spelled in bytes.
         seed: Seed of the weights.
     """
 
@@ -98,7 +97,7 @@ class FreshTinyQwen25VL(Qwen25VL):
         intermediate_size: int = 448,
         vision_hidden_size: int = 96,
         vision_layers: int = 2,
-        lexicon: Sequence[str] = LEXICON,
+        lexicon: str = LEXICON,
         seed: int = 0,
     ) -> None:
         if image_side % 28:
@@ -108,7 +107,7 @@ class FreshTinyQwen25VL(Qwen25VL):
         self.hidden_size, self.layers, self.heads = hidden_size, layers, heads
         self.intermediate_size = intermediate_size
         self.vision_hidden_size, self.vision_layers = vision_hidden_size, vision_layers
-        self.lexicon = tuple(lexicon)
+        self.lexicon = lexicon
         self.seed = seed
 
     def setup(self) -> None:

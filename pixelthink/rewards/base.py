@@ -3,7 +3,8 @@
 A component is a public subclass; `pixelthink.registry` and jsonargparse find it by its class name. A constructor that
 takes other components types them with these base classes and gives `jsonargparse.lazy_instance(Component)` as the
 default: then `--print_config` prints the default's own options, and `--model.reward.iou.threshold=0.7` changes one of
-them and keeps the rest. It passes what it got through `pixelthink.components.resolved`, because a lazy instance is only half an object.
+them and keeps the rest. It passes what it got through `pixelthink.components.resolved`, because a lazy instance is only
+half an object.
 
 Where one component replaces another, jsonargparse keeps the values of parameters that both have, *defaults included*.
 So components of one kind give equal names only to parameters with equal defaults; a test holds the length scores to it.

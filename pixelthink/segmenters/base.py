@@ -28,7 +28,7 @@ class SegmentationRequest:
 class Segmenter(ABC):
     """Turns boxes and points into masks at the image's own resolution."""
 
-    def setup(self, device: str = "cpu") -> None:
+    def setup(self, device: str = "cpu") -> None:  # noqa: B027
         """Loads weights. Constructors stay cheap; a segmenter without weights has nothing to do here."""
 
     @abstractmethod

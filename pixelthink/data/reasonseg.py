@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,7 +11,8 @@ from typing import Any, Literal
 import numpy as np
 
 from pixelthink.data.base import SampleSource
-from pixelthink.data.checks import check_difficulty
+from pixelthink.data.difficulty import difficulties_for
+from pixelthink.data.files import read_json
 from pixelthink.data.images import open_rgb
 from pixelthink.geometry import target_from_mask
 from pixelthink.types import Sample
@@ -56,11 +56,14 @@ def rasterize(annotation: Mapping[str, Any], height: int, width: int) -> tuple[n
 
 @dataclass(frozen=True)
 class _Row:
+    """One sample to be; where `problem` is set, it cannot be made and the rest is not filled in."""
+
     id: str
     image: Path
     annotation_file: Path
     annotation: Mapping[str, Any]
     question: str
+    problem: str | None = None
 
 
 class ReasonSeg(SampleSource):
@@ -90,9 +93,12 @@ class ReasonSeg(SampleSource):
     def setup(self) -> None:
         """Reads the annotations and difficulties; images are opened one by one as they are asked for.
 
+        Broken JSON, an empty text, an annotation without image or an image without annotation is a row like any other,
+        and the error of that row.
+
         Raises:
-            ValueError: a folder without samples, broken JSON, an empty text, an annotation without image or an image
-                without annotation, a difficulty that is missing or not in 1…10. One line that names the file.
+            ValueError: a folder without samples, a difficulty that is missing or not in 1…10. One line that names the
+                file.
         """
         if self._rows is not None:
             return
@@ -103,10 +109,8 @@ class ReasonSeg(SampleSource):
         if not rows:
             raise ValueError(f"{folder}: no pairs of X.jpg and X.json in this folder")
         if self.difficulty_file is not None:
-            self._difficulties = read_difficulties(self.difficulty_file)
-            for row in rows:
-                if row.image.stem not in self._difficulties:
-                    raise ValueError(f"{self.difficulty_file}: no difficulty for image_id {row.image.stem!r}")
+            usable = [row.id for row in rows if row.problem is None]
+            self._difficulties = difficulties_for(self.difficulty_file, usable)
         self._rows = rows
 
     def __len__(self) -> int:
@@ -114,6 +118,8 @@ class ReasonSeg(SampleSource):
 
     def __getitem__(self, index: int) -> Sample:
         row = self._loaded()[index]
+        if row.problem is not None:
+            raise ValueError(row.problem)
         image = open_rgb(row.image)
         try:
             target, ignore = rasterize(row.annotation, image.height, image.width)
@@ -126,9 +132,12 @@ class ReasonSeg(SampleSource):
             mask=target,
             ignore=ignore,
             targets=(target_from_mask(target),) if target.any() else (),
-            difficulty=None if self._difficulties is None else self._difficulties[row.image.stem],
+            difficulty=None if self._difficulties is None else self._difficulties[row.id],
             meta={"file": str(row.image), "is_sentence": bool(row.annotation.get("is_sentence", False))},
         )
+
+    def ids(self) -> list[str]:
+        return [row.id for row in self._loaded()]
 
     def _loaded(self) -> list[_Row]:
         if self._rows is None:
@@ -136,47 +145,32 @@ class ReasonSeg(SampleSource):
         return self._rows
 
 
-def read_difficulties(path: str | Path) -> dict[str, float]:
-    """Difficulties in the released format: a JSON list of `{"image_id": …, "difficulty_score_model": …}`.
-
-    Returns:
-        Difficulty, 1 to 10, by image id.
-
-    Raises:
-        ValueError: not such a list, an id twice, or a value that is not in 1…10; names the file, the id and the value.
-    """
-    rows = _read_json(Path(path))
-    if not isinstance(rows, list):
-        raise ValueError(f"{path}: expected a JSON list of difficulties")
-    difficulties: dict[str, float] = {}
-    for position, row in enumerate(rows):
-        if not isinstance(row, dict) or not {"image_id", "difficulty_score_model"} <= row.keys():
-            raise ValueError(f"{path}: item {position} needs image_id and difficulty_score_model")
-        name = str(row["image_id"])
-        if name in difficulties:
-            raise ValueError(f"{path}: image_id {name!r} occurs twice")
-        difficulties[name] = check_difficulty(row["difficulty_score_model"], f"{path}: image_id {name!r}")
-    return difficulties
-
-
 def _read_folder(folder: Path, texts: str) -> list[_Row]:
     images = {path.stem: path for path in sorted(folder.iterdir()) if path.suffix.lower() in IMAGE_SUFFIXES}
     files = {path.stem: path for path in sorted(folder.glob("*.json"))}
-    for stem in images.keys() - files.keys():
-        raise ValueError(f"{images[stem]}: there is no annotation {stem}.json beside it")
     rows: list[_Row] = []
-    for stem, file in files.items():
-        annotation = _read_json(file)
-        if stem not in images:
-            if isinstance(annotation, dict) and "text" in annotation:
-                raise ValueError(f"{file}: there is no image {stem}.jpg beside it")
-            continue
-        questions = _questions(annotation, file)
-        if texts == "first":
-            rows.append(_Row(stem, images[stem], file, annotation, questions[0]))
-        else:
-            rows += [_Row(f"{stem}#{n}", images[stem], file, annotation, text) for n, text in enumerate(questions)]
+    for stem in sorted(images.keys() | files.keys()):
+        file, image = folder / f"{stem}.json", images.get(stem, folder / f"{stem}.jpg")
+        try:
+            rows += _read_pair(stem, file, image, texts)
+        except ValueError as error:
+            rows.append(_Row(stem, image, file, {}, "", problem=str(error)))
     return rows
+
+
+def _read_pair(stem: str, file: Path, image: Path, texts: str) -> list[_Row]:
+    """The samples of one image; none where the JSON file is something else that lies beside."""
+    if not file.is_file():
+        raise ValueError(f"{image}: there is no annotation {stem}.json beside it")
+    annotation = read_json(file)
+    if not image.is_file():
+        if isinstance(annotation, dict) and "text" in annotation:
+            raise ValueError(f"{file}: there is no image {stem}.jpg beside it")
+        return []
+    questions = _questions(annotation, file)
+    if texts == "first":
+        return [_Row(stem, image, file, annotation, questions[0])]
+    return [_Row(f"{stem}#{n}", image, file, annotation, text) for n, text in enumerate(questions)]
 
 
 def _questions(annotation: object, file: Path) -> list[str]:
@@ -190,24 +184,6 @@ def _questions(annotation: object, file: Path) -> list[str]:
         if not isinstance(text, str) or not text.strip():
             raise ValueError(f"{file}: text {number} is empty")
     return questions
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise ValueError(f"{path}: cannot be read: {error.strerror}") from None
-    try:
-        try:
-            return json.loads(data.decode("utf-8-sig"))
-        except UnicodeDecodeError:
-            return json.loads(data.decode("cp1252"))
-    except UnicodeDecodeError:
-        raise ValueError(f"{path}: neither UTF-8 nor cp1252 text") from None
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: not JSON: {error.msg} at line {error.lineno}, column {error.colno}") from None
-    except (RecursionError, ValueError) as error:
-        raise ValueError(f"{path}: not usable JSON: {error}") from None
 
 
 def _read_shapes(annotation: Mapping[str, Any]) -> list[tuple[str, np.ndarray]]:

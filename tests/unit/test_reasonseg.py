@@ -152,7 +152,7 @@ def test_damage_is_one_line_that_names_the_file(tmp_path: Path, damage: Any, mes
 @pytest.mark.parametrize(
     ("scores", "message"),
     [
-        ([{"image_id": "b", "difficulty_score_model": 3}], "no difficulty for image_id 'a'"),
+        ([{"image_id": "b", "difficulty_score_model": 3}], "no difficulty for 1 of 1 ids: 'a'"),
         ([{"image_id": "a", "difficulty_score_model": 0.5}], "image_id 'a': .* got '0.5'"),
         ([{"image_id": "a", "difficulty_score_model": float("nan")}], "image_id 'a': .* got 'nan'"),
         ([{"image_id": "a", "difficulty_score_model": None}], "image_id 'a': .* got 'None'"),

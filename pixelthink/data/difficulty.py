@@ -1,0 +1,96 @@
+"""Difficulties by id: the released file format, and success rates mapped to the same scale."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from pixelthink.data.checks import MAX_DIFFICULTY, MIN_DIFFICULTY, check_difficulty
+from pixelthink.data.files import read_json
+
+NAMED_IDS = 5
+
+
+def read_difficulties(path: str | Path) -> dict[str, float]:
+    """Difficulties in the released format: a JSON list of `{"image_id": …, "difficulty_score_model": …}`.
+
+    Returns:
+        Difficulty, 1 to 10, by image id.
+
+    Raises:
+        ValueError: not such a list, an id twice, or a value that is not in 1…10; names the file, the id and the value.
+    """
+    rows = read_json(path)
+    if not isinstance(rows, list):
+        raise ValueError(f"{path}: expected a JSON list of difficulties")
+    difficulties: dict[str, float] = {}
+    for position, row in enumerate(rows):
+        if not isinstance(row, dict) or not {"image_id", "difficulty_score_model"} <= row.keys():
+            raise ValueError(f"{path}: item {position} needs image_id and difficulty_score_model")
+        name = str(row["image_id"])
+        if name in difficulties:
+            raise ValueError(f"{path}: image_id {name!r} occurs twice")
+        difficulties[name] = check_difficulty(row["difficulty_score_model"], f"{path}: image_id {name!r}")
+    return difficulties
+
+
+def difficulties_for(path: str | Path, ids: Iterable[str]) -> dict[str, float]:
+    """Difficulty of every sample id of a source, from a file in the released format.
+
+    A sample that is one of several of its image, `X#1`, takes the difficulty of its own id, else that of `X`.
+
+    Raises:
+        ValueError: the file is damaged, or ids are missing; counts them and names the first few.
+    """
+    known = read_difficulties(path)
+    wanted = list(ids)
+    found = {name: value for name in wanted if (value := lookup(known, name)) is not None}
+    missing = [name for name in wanted if name not in found]
+    if missing:
+        raise ValueError(f"{path}: no difficulty for {len(missing)} of {len(wanted)} ids: {some(missing)}")
+    return found
+
+
+def lookup(table: Mapping[str, float], name: str) -> float | None:
+    """The entry of an id, else of the image that it belongs to (`X` for `X#1`), else None."""
+    return table.get(name, table.get(name.rpartition("#")[0]))
+
+
+def some(names: Iterable[str]) -> str:
+    """The first few names, quoted, and an ellipsis where there are more."""
+    listed = list(names)
+    return ", ".join(repr(name) for name in listed[:NAMED_IDS]) + (", …" if len(listed) > NAMED_IDS else "")
+
+
+def success_to_difficulty(success: Mapping[str, float]) -> dict[str, float]:
+    """Difficulties from how often a policy succeeded, without any rater.
+
+    A sample's difficulty is 10 − 9·q, where q in [0, 1] is the quantile of its success among all samples: the share of
+    samples below it, and half of those that share its value. So the scale is relative: about 28 % of samples come out
+    easy, 17 % medium and 55 % hard where no two succeed equally often.
+
+    Args:
+        success: Mean success by id, any finite number; more is easier.
+
+    Returns:
+        Difficulty in [1, 10] by id; equal success gives equal difficulty.
+
+    Raises:
+        ValueError: a success that is not finite; names the id.
+    """
+    for name, value in success.items():
+        if not np.isfinite(value):
+            raise ValueError(f"success of {name!r} is not a finite number: {value!r}")
+    values = np.array(list(success.values()), dtype=np.float64)
+    ordered = np.sort(values)
+    below, up_to = np.searchsorted(ordered, values, "left"), np.searchsorted(ordered, values, "right")
+    quantile = (below + up_to) / (2 * max(len(values), 1))
+    difficulty = MAX_DIFFICULTY - (MAX_DIFFICULTY - MIN_DIFFICULTY) * quantile
+    return dict(zip(success, difficulty.tolist(), strict=True))
+
+
+def released_rows(difficulties: Mapping[str, float]) -> list[dict[str, object]]:
+    """Difficulties as the released file lists them."""
+    return [{"image_id": name, "difficulty_score_model": value} for name, value in difficulties.items()]

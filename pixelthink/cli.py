@@ -5,24 +5,31 @@ from __future__ import annotations
 import os
 import sys
 import traceback
+from argparse import ArgumentError
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from jsonargparse import set_parsing_settings
-from lightning.pytorch.cli import ArgsType, LightningCLI, SaveConfigCallback
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from pixelthink.cli_messages import short_message
 from pixelthink.data.datamodule import PromptData
 from pixelthink.evaluation import PolicyModule
 from pixelthink.registry import RegistryError, load_components
 
-USER_ERRORS = (ValueError, FileNotFoundError, PermissionError, OSError, MisconfigurationException, RegistryError)
+USER_ERRORS = (ValueError, OSError, ImportError, MisconfigurationException, RegistryError, ArgumentError)
 """Errors whose message is for the user; anything else is a bug and keeps its traceback."""
+
+DEFAULT_CONFIG = Path("configs/tiny.yaml")
+"""What a subcommand runs without `--config`, from the root of a clone: the demo, whose policy lies in `assets/`."""
 
 TRAINER_DEFAULTS = {
     "logger": {"class_path": "lightning.pytorch.loggers.TensorBoardLogger", "init_args": {"save_dir": "runs"}},
     "use_distributed_sampler": False,
     "log_every_n_steps": 1,
+    "plugins": [{"class_path": "pixelthink.checkpoint_io.AtomicCheckpointIO"}],
 }
 
 
@@ -39,21 +46,36 @@ class PixelThinkCLI(LightningCLI):
             save_config_kwargs={"overwrite": True},
             trainer_defaults=TRAINER_DEFAULTS,
             seed_everything_default=0,
-            parser_kwargs={"parser_mode": "omegaconf"},
+            parser_kwargs={"parser_mode": "omegaconf", "exit_on_error": False},
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
             args=args,
             run=run,
         )
 
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Parses the list that `main` made of the command line."""
+        self.config = parser.parse_args(args)
+
+    def before_instantiate_classes(self) -> None:
+        """Refuses a checkpoint that is not there before anything is loaded."""
+        path = self.config[self.config.subcommand].get("ckpt_path")
+        named = path is not None and path not in ("best", "last", "hpc") and "://" not in str(path)
+        if named and not str(path).startswith("registry") and not Path(path).exists():
+            raise FileNotFoundError(f"--ckpt_path: there is no checkpoint {str(path)!r}")
+
 
 def main(args: Sequence[str] | None = None) -> None:
-    """Runs a subcommand. User errors end it with one line on stderr and status 2; PIXELTHINK_DEBUG=1 adds the trace."""
+    """Runs a subcommand. User errors end it with one line on stderr and status 2; PIXELTHINK_DEBUG=1 adds the trace.
+
+    Args:
+        args: Command line without the program's name; None takes the process's own.
+    """
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(os.cpu_count() or 1)
     try:
         load_components()
-        PixelThinkCLI(args=list(args) if args is not None else None)
+        PixelThinkCLI(args=with_default_config(sys.argv[1:] if args is None else args))
     except USER_ERRORS as error:
         if os.environ.get("PIXELTHINK_DEBUG"):
             traceback.print_exc()
@@ -61,7 +83,28 @@ def main(args: Sequence[str] | None = None) -> None:
         raise SystemExit(2) from None
 
 
+def with_default_config(args: Sequence[str]) -> list[str]:
+    """The arguments, with `--config configs/tiny.yaml` where a subcommand has neither a config nor a `--model` class.
+
+    Args:
+        args: Command line without the program's name.
+
+    Raises:
+        FileNotFoundError: a config is needed and the default one is not in the working directory.
+    """
+    subcommand, *options = args or [""]
+    names = {option.split("=")[0] for option in options}
+    asks_for_help = any(name in ("-h", "--help") or name.endswith(".help") for name in names)
+    has_config = any(name in ("--config", "--model") or name[:2] == "-c" for name in names)
+    if subcommand not in PixelThinkCLI.subcommands() or asks_for_help or has_config:
+        return list(args)
+    if not DEFAULT_CONFIG.is_file():
+        raise FileNotFoundError(f"no --config given, and there is no {DEFAULT_CONFIG} here to run by default")
+    print(f"pixelthink: no --config given, running the demo's: --config {DEFAULT_CONFIG}", file=sys.stderr)
+    return [subcommand, "--config", str(DEFAULT_CONFIG), *options]
+
+
 def one_line(error: BaseException) -> str:
-    """The error's message, or its name where it has none, on one line."""
-    text = " ".join(str(error).split())
-    return text or type(error).__name__
+    """What a user needs of an error, on one line; its name where it has no message."""
+    text = error.message if isinstance(error, ArgumentError) else str(error)
+    return short_message(text) or type(error).__name__

@@ -16,6 +16,8 @@ import sys
 from importlib.metadata import entry_points
 from pathlib import Path
 
+from lightning.pytorch.callbacks import Callback
+
 import pixelthink
 from pixelthink.data.base import SampleSource
 from pixelthink.data.prompts import PromptStyle
@@ -38,6 +40,7 @@ KINDS: dict[str, type] = {
     "segmenter": Segmenter,
     "sample source": SampleSource,
     "prompt style": PromptStyle,
+    "callback": Callback,
 }
 
 

@@ -48,9 +48,17 @@ class ResultsWriter(Callback):
         write_rows_atomically(folder / "samples.jsonl", rows)
         if with_metrics:
             metrics = {k.removeprefix("test/"): float(v) for k, v in trainer.callback_metrics.items() if "/" in k}
-            scratch = folder / ".metrics.json.tmp"
-            scratch.write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
-            os.replace(scratch, folder / "metrics.json")
+            write_text_atomically(folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
+
+
+def write_text_atomically(path: Path, text: str) -> None:
+    """Writes a text file that appears whole or not at all."""
+    scratch = path.with_name(f".{path.name}.tmp")
+    try:
+        scratch.write_text(text, encoding="utf-8")
+        os.replace(scratch, path)
+    finally:
+        scratch.unlink(missing_ok=True)
 
 
 def prediction_row(prediction: Prediction) -> dict[str, Any]:

@@ -1,0 +1,89 @@
+"""Checkpoints that appear whole or not at all, also on a full disk.
+
+Lightning 2.6 writes a checkpoint to the system's temporary folder and moves it. Where that is another file system the
+move is a copy onto the old file, and a full disk leaves a cut-off `last.ckpt` in place of the good one. Here the
+temporary file lies beside its target, is synced to disk and then renamed.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+from lightning.fabric.plugins import TorchCheckpointIO
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes a checkpoint beside its target, syncs it and renames it; readers see the old file or the whole new one."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        """Saves a checkpoint. A path with a scheme, such as `s3://…`, is left to Lightning.
+
+        Args:
+            checkpoint: What to save.
+            path: File to write; its folder is made if missing.
+            storage_options: Only for paths with a scheme.
+
+        Raises:
+            OSError: the file cannot be written; one line. What was at `path` is still there, and nothing else.
+        """
+        if "://" in str(path):
+            super().save_checkpoint(checkpoint, path, storage_options)
+            return
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        scratch = target.with_name(f".{target.name}.tmp")  # a fixed name: what a kill leaves, the next save replaces
+        try:
+            with scratch.open("wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+            scratch.replace(target)
+            sync_folder(target.parent)
+        except (OSError, RuntimeError) as error:
+            raise OSError(f"checkpoint {target} cannot be written: {write_failure(error, target.parent)}") from error
+        finally:
+            scratch.unlink(missing_ok=True)
+
+    def load_checkpoint(self, path: str | Path, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Loads a checkpoint.
+
+        Raises:
+            ValueError: the file is no checkpoint, or cut off; one line.
+        """
+        try:
+            return super().load_checkpoint(path, *args, **kwargs)
+        except FileNotFoundError:
+            raise
+        except Exception as error:  # torch raises a dozen kinds for a cut-off file, none of them its own
+            reason = f": {str(error).splitlines()[0]}" if isinstance(error, UnpicklingError | RuntimeError) else ""
+            raise ValueError(f"checkpoint {path} is damaged or no checkpoint{reason}") from error
+
+
+def write_failure(error: BaseException, folder: Path) -> str:
+    """Why writing to a folder failed, in words; libraries in other languages hide a full disk in texts of their own."""
+    while isinstance(error, BaseException):
+        if isinstance(error, OSError) and error.strerror:
+            return error.strerror
+        if "No space left" in str(error):
+            return "No space left on device"
+        cause = error.__cause__ or error.__context__
+        if cause is None:
+            break
+        error = cause
+    statistics = os.statvfs(folder)
+    if statistics.f_bavail * statistics.f_frsize < 1 << 20:
+        return "No space left on device"
+    return " ".join(str(error).split())
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes renames in a folder survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,237 @@
+"""The command line as a user meets it: subcommands, printed configs, help, overrides, what a run leaves behind."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from pixelthink.cli import DEFAULT_CONFIG, main, with_default_config
+from pixelthink.geometry import decode_rle
+from tests.support import ROOT, tiny_run
+
+Run = tuple[Path, EventAccumulator]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, tiny_policy_path: Path) -> Run:
+    """Folder and TensorBoard events of two steps of GRPO with one validation."""
+    folder = tmp_path_factory.mktemp("run")
+    main(["fit", *tiny_run(folder, tiny_policy_path)])
+    events = EventAccumulator(str(folder / "logs"), size_guidance={"images": 0})
+    events.Reload()
+    return folder, events
+
+
+def printed_config(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """What `--print_config` prints."""
+    with pytest.raises(SystemExit) as end:
+        main([*arguments, "--print_config"])
+    assert end.value.code == 0
+    return capsys.readouterr().out
+
+
+def error_line(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """The one line on stderr with which a command ends."""
+    with pytest.raises(SystemExit) as end:
+        main(arguments)
+    assert end.value.code == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("pixelthink: error:")]
+    assert len(lines) == 1
+    return lines[0]
+
+
+@pytest.mark.slow
+def test_fit_logs_every_number_worth_a_curve(trained: Run) -> None:
+    _, events = trained
+    scalars = set(events.Tags()["scalars"])
+    parts = {f"train/reward_{part}" for part in ("think_format", "answer_format", "box_iou", "point_l1", "box_l1")}
+    assert {"train/reward", "train/length_score", "train/reasoning_tokens", "train/uncertainty", *parts} <= scalars
+    assert any(name.startswith("train/reasoning_tokens_") for name in scalars)
+    assert {"loss/loss", "loss/kl", "loss/entropy", "loss/clip_fraction", "loss/grad_norm"} <= scalars
+    assert {"train/flat_groups", "train/tokens_per_second"} <= scalars
+    assert {f"seconds/{phase}" for phase in ("generate", "reward", "logprobs", "update", "step")} <= scalars
+    assert {"val/giou", "val/ciou", "val/reasoning_tokens", "val/parse_rate"} <= scalars
+    assert [event.step for event in events.Scalars("train/reward")] == [0, 1]
+
+
+@pytest.mark.slow
+def test_fit_shows_one_panel_for_each_validated_sample(trained: Run) -> None:
+    _, events = trained
+    panels = [tag for tag in events.Tags()["images"] if tag.startswith("samples/")]
+    assert len(panels) == 4
+    image = events.Images(panels[0])[0]
+    assert image.width > 600
+    assert image.height > 336
+
+
+@pytest.mark.slow
+def test_exported_policy_gives_the_logits_of_the_trained_one(trained: Run) -> None:
+    folder, _ = trained
+    exported = AutoModelForImageTextToText.from_pretrained(folder / "policy").eval()
+    processor = AutoProcessor.from_pretrained(folder / "policy")
+    state = torch.load(folder / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
+    assert not [name for name in state if name.startswith("reference.")]
+    in_memory = AutoModelForImageTextToText.from_config(exported.config).eval()
+    in_memory.load_state_dict({name.removeprefix("policy."): value for name, value in state.items()})
+    inputs = processor.tokenizer("find the red circle", return_tensors="pt")
+    with torch.no_grad():
+        assert torch.equal(exported(**inputs).logits, in_memory(**inputs).logits)
+
+
+@pytest.mark.slow
+def test_training_changes_the_policy(trained: Run, tiny_policy_path: Path) -> None:
+    start = AutoModelForImageTextToText.from_pretrained(tiny_policy_path).state_dict()
+    end = AutoModelForImageTextToText.from_pretrained(trained[0] / "policy").state_dict()
+    assert start.keys() == end.keys()
+    assert any(not torch.equal(start[name], end[name]) for name in start)
+
+
+@pytest.mark.slow
+def test_validate_from_a_checkpoint(trained: Run, tiny_policy_path: Path, tmp_path: Path, capsys) -> None:
+    checkpoint = trained[0] / "checkpoints/last.ckpt"
+    main(["validate", *tiny_run(tmp_path, tiny_policy_path), f"--ckpt_path={checkpoint}"])
+    assert "val/giou" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_test_writes_metrics_and_every_sample(tiny_policy_path: Path, tmp_path: Path) -> None:
+    writer = f"--trainer.callbacks=[{{class_path: ResultsWriter, init_args: {{path: {tmp_path}/out}}}}]"
+    main(["test", *tiny_run(tmp_path, tiny_policy_path), writer])
+    metrics = json.loads((tmp_path / "out/metrics.json").read_text(encoding="utf-8"))
+    rows = [json.loads(line) for line in (tmp_path / "out/samples.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert {"giou", "ciou", "reasoning_tokens", "parse_rate"} <= metrics.keys()
+    assert len({row["id"] for row in rows}) == 4
+    failed = [row for row in rows if row["failure"] is not None]
+    assert metrics["parse_rate"] == pytest.approx(1 - len(failed) / 4)
+    assert all(not decode_rle(row["prediction"]).any() for row in failed)
+
+
+@pytest.mark.slow
+def test_predict_answers_each_sample(tiny_policy_path: Path, tmp_path: Path) -> None:
+    writer = f"--trainer.callbacks=[{{class_path: ResultsWriter, init_args: {{path: {tmp_path}/out}}}}]"
+    main(["predict", *tiny_run(tmp_path, tiny_policy_path), writer])
+    rows = [json.loads(line) for line in (tmp_path / "out/samples.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [row["id"] for row in rows] == ["shapes-test-0-0", "shapes-test-0-1", "shapes-test-0-2"]
+    assert decode_rle(rows[0]["prediction"]).shape == (112, 112)
+    assert np.asarray(decode_rle(rows[0]["target"])).any()
+
+
+def test_print_config_is_a_config_that_parses_to_the_same(tmp_path: Path, capsys) -> None:
+    printed = printed_config(capsys, "fit", f"--config={ROOT / 'configs/tiny.yaml'}")
+    again = tmp_path / "again.yaml"
+    again.write_text(printed, encoding="utf-8")
+    assert printed_config(capsys, "fit", f"--config={again}") == printed
+    config = yaml.safe_load(printed)
+    assert config["model"]["init_args"]["reward"]["init_args"]["iou"]["init_args"] == {"threshold": 0.5}
+
+
+def test_overrides_change_one_option_and_keep_the_rest(capsys) -> None:
+    options = ("--model.reward.length=NoLengthScore", "--model.reward.length=TokenBudget")
+    options += ("--model.reward.iou.threshold=0.7", "--model.reward.length.floor=0.1")
+    config = yaml.safe_load(printed_config(capsys, "fit", f"--config={ROOT / 'configs/tiny.yaml'}", *options))
+    reward = config["model"]["init_args"]["reward"]["init_args"]
+    assert reward["length"]["class_path"] == "pixelthink.rewards.length.TokenBudget"
+    assert reward["length"]["init_args"]["floor"] == 0.1
+    assert reward["iou"] == {
+        "class_path": "pixelthink.rewards.localization.BoxIoU",
+        "init_args": {"threshold": 0.7},
+    }
+    assert reward["box_l1"]["init_args"] == {"threshold": 4.0}
+
+
+@pytest.mark.parametrize(("variable", "expected"), [(None, "data/val"), ("/elsewhere", "/elsewhere/val")])
+def test_environment_variables_in_a_config(variable, expected, tmp_path, capsys, monkeypatch) -> None:
+    if variable is None:
+        monkeypatch.delenv("PIXELTHINK_DATA", raising=False)
+    else:
+        monkeypatch.setenv("PIXELTHINK_DATA", variable)
+    config = tmp_path / "data.yaml"
+    config.write_text(
+        "data:\n  val:\n    class_path: ReasonSeg\n    init_args:\n      root: ${oc.env:PIXELTHINK_DATA,data}/val\n",
+        encoding="utf-8",
+    )
+    printed = printed_config(capsys, "validate", f"--config={ROOT / 'configs/tiny.yaml'}", f"--config={config}")
+    assert yaml.safe_load(printed)["data"]["val"]["init_args"]["root"] == expected
+
+
+@pytest.mark.parametrize(
+    ("options", "explained"),
+    [
+        (["--model.help=GRPOModule"], "Completions per prompt."),
+        (["--model.help=GRPOModule"], "a frozen copy of them is the reference"),
+        (["--help"], "Training prompts per step, over all processes."),
+    ],
+)
+def test_help_explains_options(options: list[str], explained: str, capsys) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(["fit", *options])
+    assert end.value.code == 0
+    assert explained in " ".join(capsys.readouterr().out.split())
+
+
+def test_without_a_config_the_default_one_runs(capsys, monkeypatch) -> None:
+    monkeypatch.chdir(ROOT)
+    default = ["--config", str(DEFAULT_CONFIG)]
+    assert with_default_config(["fit"]) == ["fit", *default]
+    assert capsys.readouterr().err.count("\n") == 1
+    assert with_default_config(["test", "--data.test.size=8"]) == ["test", *default, "--data.test.size=8"]
+    assert with_default_config(["fit", "--print_config"]) == ["fit", *default, "--print_config"]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        *(["fit", "--config=a.yaml"], ["fit", "--config", "a.yaml"], ["fit", "-c", "a.yaml"], ["fit", "-ca.yaml"]),
+        *(["fit", "--help"], ["fit", "--model.help=GRPOModule"], ["fit", "--model.help", "GRPOModule"]),
+        *(["fit", "--model=SFTModule"], ["--help"], [], ["fitt"]),
+    ],
+)
+def test_arguments_that_need_no_default_config_stay(arguments: list[str]) -> None:
+    assert with_default_config(arguments) == arguments
+
+
+def test_no_config_and_no_default_one_here(tmp_path: Path, capsys, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert error_line(capsys, "fit") == (
+        "pixelthink: error: no --config given, and there is no configs/tiny.yaml here to run by default"
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            ["--model.reward.length=TokenBudgt"],
+            "--model.reward.length: unknown length score 'TokenBudgt', did you mean 'TokenBudget'? "
+            "(known length score components: ",
+        ),
+        (["--model=GRPOModul"], "--model: unknown module 'GRPOModul', did you mean 'GRPOModule'? "),
+        (["--data.train=Shapes"], "--data.train: unknown sample source 'Shapes', did you mean 'ShapeScenes'? "),
+        (["--trainer.callbacks+=HFExprt"], "--trainer.callbacks: unknown callback 'HFExprt', did you mean 'HFExport'?"),
+        (["--model.policy=no.such.Policy"], "--model.policy: no.such.Policy: No module named 'no'"),
+        (
+            ["--model.reward.iou.treshold=0.7"],
+            "--model.reward.iou.treshold: no such option, did you mean 'threshold'? (known: threshold)",
+        ),
+        (["--model.reward.iou.threshold=abc"], "--model.reward.iou.threshold: expected float, got 'abc'"),
+        (["--data.coordinates=xx"], "--data.coordinates: expected one of 'pixels', 'per_mille', got 'xx'"),
+        (["--data.batchsize=3"], "no such option: --data.batchsize=3, did you mean 'batch_size'?"),
+        (["--model.grpo.clip=-1"], "grpo: clip must lie in (0, 1); kl_coef and entropy_coef must not be negative"),
+        (["--ckpt_path=nope.ckpt"], "--ckpt_path: there is no checkpoint 'nope.ckpt'"),
+        (["--model.policy.path=./nope"], "policy.path: no config.json in './nope', so there is no model to load"),
+        (["--model.policy.path=no/pe"], "policy.path: cannot load 'no/pe', no such folder, nor a model of the hub"),
+        (["--config=nope.yaml"], "--config: File does not exist: "),
+    ],
+)
+def test_errors_take_one_line_and_name_the_option(options, message, capsys, tmp_path) -> None:
+    base = [f"--config={ROOT / 'configs/tiny.yaml'}", "--trainer.logger=false", "--trainer.callbacks=null"]
+    line = error_line(capsys, "fit", *base, *options)
+    assert line.startswith(f"pixelthink: error: {message}")
+    assert len(line) < 400

@@ -14,6 +14,19 @@ from pixelthink.types import Prompt
 
 
 @dataclass(frozen=True)
+class VisionFeatures:
+    """What the vision tower made of a prompt's images.
+
+    Attributes:
+        images: Features of all image tokens in order, (tokens, D).
+        deepstack: What is added to the first text layers (Qwen3-VL), each (tokens, D); empty for other families.
+    """
+
+    images: Tensor
+    deepstack: tuple[Tensor, ...] = ()
+
+
+@dataclass(frozen=True)
 class EncodedPrompt:
     """A prompt as one family's forward takes it.
 
@@ -21,11 +34,14 @@ class EncodedPrompt:
         token_ids: Chat-templated prompt with expanded image placeholders, int64 (L,).
         pixel_values: Image patches as the family's image processor makes them.
         image_grid: Patch grid (time, height, width) per image, int64 (images, 3).
+        features: What a frozen vision tower made of the images, see `PolicyBackbone.share_images`; None leaves that to
+            each forward.
     """
 
     token_ids: Tensor
     pixel_values: Tensor
     image_grid: Tensor
+    features: VisionFeatures | None = None
 
 
 @dataclass(frozen=True)
@@ -39,6 +55,21 @@ class TokenScores:
 
     logprobs: Tensor
     entropy: Tensor | None
+
+
+@dataclass(frozen=True)
+class Prefill:
+    """Prompts that have been read and wait for their completions.
+
+    Attributes:
+        logits: Of each prompt's next token, float32 (P, V).
+        lengths: Tokens of each prompt, int64 (P,); the rows of the key-value cache are padded on the right.
+        positions: Rotary position of each prompt's next token, int64 (P,).
+    """
+
+    logits: Tensor
+    lengths: Tensor
+    positions: Tensor
 
 
 class PolicyBackbone(ABC):
@@ -88,6 +119,47 @@ class PolicyBackbone(ABC):
             prompt_index: Which prompt each completion follows, N numbers below P.
             with_entropy: Also compute entropies.
         """
+
+    @property
+    def shares_prefix(self) -> bool:
+        """Whether `score` computes a prompt once for all its completions, or once for each."""
+        return False
+
+    def share_images(self, model: nn.Module, prompts: Sequence[EncodedPrompt]) -> list[EncodedPrompt]:
+        """The prompts with their vision features, where these stay the same all step long; else as they are.
+
+        So policy, reference, minibatches and micro-batches share one pass of the tower per image. That is right where
+        the tower is frozen and the reference started from the same weights; where it is trained, nothing changes.
+        """
+        return list(prompts)
+
+    def prefill(self, model: nn.Module, prompts: Sequence[EncodedPrompt], cache: Any) -> Prefill:
+        """Reads prompts once, each a row of the cache.
+
+        Args:
+            model: What `load_model` gave.
+            prompts: P prompts.
+            cache: An empty key-value cache; transformers' `Cache.update` is what it needs.
+
+        Raises:
+            NotImplementedError: if the family cannot sample through transformers.
+        """
+        raise NotImplementedError(f"{type(self).__name__} cannot sample with HFEngine")
+
+    def decode(self, model: nn.Module, token_ids: Tensor, positions: Tensor, cache: Any, visible: Tensor) -> Tensor:
+        """Logits of the next token after each of Q new tokens in each row of the cache, float32 (P, Q, V).
+
+        Args:
+            model: What `load_model` gave.
+            token_ids: int64 (P, Q).
+            positions: Their rotary positions, int64 (P, Q).
+            cache: The cache of `prefill`; gets Q more columns.
+            visible: Which columns of the cache, the new ones included, each token sees, bool (P, Q, columns).
+
+        Raises:
+            NotImplementedError: if the family cannot sample through transformers.
+        """
+        raise NotImplementedError(f"{type(self).__name__} cannot sample with HFEngine")
 
     @property
     @abstractmethod

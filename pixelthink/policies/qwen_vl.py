@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -12,8 +13,12 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from pixelthink.policies.base import EncodedPrompt, PolicyBackbone, TokenScores
+from pixelthink.policies.attention import use_segments
+from pixelthink.policies.base import EncodedPrompt, PolicyBackbone, Prefill, TokenScores
 from pixelthink.policies.logprobs import selected_logprobs
+from pixelthink.policies.padded import padded_hidden, padded_rows
+from pixelthink.policies.shared_prefix import PREFIX_KERNELS, attention_mask, packed_hidden
+from pixelthink.policies.vision import tower_is_frozen, vision_features
 from pixelthink.types import Prompt
 
 
@@ -27,6 +32,8 @@ class Qwen25VL(PolicyBackbone):
         freeze_vision_tower: Train the language model only, as the paper does.
         gradient_checkpointing: Recompute activations in backward: less memory, about a third more time.
         local_files_only: Never ask a model hub.
+        logprobs: `shared_prefix` computes each prompt once for all its completions, `padded` once for each completion:
+            the same numbers (`tests/unit/test_shared_prefix.py`), slower.
     """
 
     convention = "pixels"
@@ -39,13 +46,20 @@ class Qwen25VL(PolicyBackbone):
         freeze_vision_tower: bool = False,
         gradient_checkpointing: bool = False,
         local_files_only: bool = False,
+        logprobs: Literal["shared_prefix", "padded"] = "shared_prefix",
     ) -> None:
+        if logprobs == "shared_prefix" and attn_implementation not in PREFIX_KERNELS:
+            raise ValueError(
+                f"policy.logprobs: shared_prefix works with attn_implementation {', '.join(PREFIX_KERNELS)}, not "
+                f"{attn_implementation!r}; set policy.logprobs to padded"
+            )
         self.path = path
         self.dtype = dtype
         self.attn_implementation = attn_implementation
         self.freeze_vision_tower = freeze_vision_tower
         self.gradient_checkpointing = gradient_checkpointing
         self.local_files_only = local_files_only
+        self.logprobs = logprobs
 
     def setup(self) -> None:
         from transformers import AutoProcessor
@@ -69,6 +83,7 @@ class Qwen25VL(PolicyBackbone):
 
     def _prepare(self, model: Any) -> nn.Module:
         model.train()
+        use_segments(model)
         if self.freeze_vision_tower:
             model.model.visual.requires_grad_(False)
         if self.gradient_checkpointing:
@@ -122,57 +137,48 @@ class Qwen25VL(PolicyBackbone):
         prompt_index: Sequence[int],
         with_entropy: bool = False,
     ) -> TokenScores:
-        hidden, lengths = self._padded_hidden(model, prompts, completions, prompt_index)
+        core = cast("Any", model).model
+        compute = packed_hidden if self.shares_prefix else padded_hidden
+        hidden = compute(core, prompts, completions, prompt_index)
+        token_ids = torch.cat(list(completions)).to(hidden.device)
         head = cast("nn.Module", model.lm_head)
-        logprobs, entropy = selected_logprobs(hidden, head, torch.cat(list(completions)), with_entropy=with_entropy)
+        logprobs, entropy = selected_logprobs(hidden, head, token_ids, with_entropy=with_entropy)
+        lengths = [len(c) for c in completions]
         padded = pad_sequence(logprobs.split(lengths), batch_first=True)
         return TokenScores(padded, None if entropy is None else pad_sequence(entropy.split(lengths), batch_first=True))
 
-    def _padded_hidden(
-        self,
-        model: nn.Module,
-        prompts: Sequence[EncodedPrompt],
-        completions: Sequence[Tensor],
-        prompt_index: Sequence[int],
-    ) -> tuple[Tensor, list[int]]:
-        """Hidden states that predict each completion token, (sum of lengths, D), from right-padded rows."""
+    @property
+    def shares_prefix(self) -> bool:
+        return self.logprobs == "shared_prefix"
+
+    @torch.no_grad()
+    def share_images(self, model: nn.Module, prompts: Sequence[EncodedPrompt]) -> list[EncodedPrompt]:
         core = cast("Any", model).model
-        device = next(model.parameters()).device
-        rows = [torch.cat([prompts[p].token_ids, c]) for p, c in zip(prompt_index, completions, strict=True)]
-        token_ids = pad_sequence(rows, batch_first=True).to(device)
-        row_lengths = torch.tensor([len(row) for row in rows], device=device)
-        attention_mask = (torch.arange(token_ids.shape[1], device=device) < row_lengths[:, None]).long()
-        grids = torch.cat([prompts[p].image_grid for p in prompt_index]).to(device)
-        token_types = ((token_ids == core.config.image_token_id) & attention_mask.bool()).int()
-        position_ids, _ = core.get_rope_index(
-            token_ids, token_types, image_grid_thw=grids, attention_mask=attention_mask
-        )
+        if not tower_is_frozen(core):
+            return list(prompts)
+        features = vision_features(core, prompts)
+        return [replace(prompt, features=found) for prompt, found in zip(prompts, features, strict=True)]
+
+    def prefill(self, model: nn.Module, prompts: Sequence[EncodedPrompt], cache: Any) -> Prefill:
+        core = cast("Any", model).model
+        nothing = torch.zeros(0, dtype=torch.int64)
+        rows = padded_rows(core, prompts, [nothing] * len(prompts), range(len(prompts)))
+        hidden = core(**rows, past_key_values=cache, use_cache=True).last_hidden_state
+        lengths = rows["attention_mask"].sum(dim=1)
+        last = hidden[torch.arange(len(prompts), device=hidden.device), lengths - 1]
+        positions = rows["position_ids"].amax(dim=(0, 2)) + 1
+        return Prefill(cast("Any", model).lm_head(last).float(), lengths, positions)
+
+    def decode(self, model: nn.Module, token_ids: Tensor, positions: Tensor, cache: Any, visible: Tensor) -> Tensor:
+        core = cast("Any", model).model
         outputs = core(
             input_ids=token_ids,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            mm_encoder_outputs={"image": self._image_features(core, prompts, prompt_index)},
-            use_cache=False,
+            position_ids=positions.expand(3, -1, -1),
+            attention_mask=attention_mask(core, visible),
+            past_key_values=cache,
+            use_cache=True,
         )
-        lengths = [len(c) for c in completions]
-        states = [
-            outputs.last_hidden_state[i, len(row) - length - 1 : len(row) - 1]
-            for i, (row, length) in enumerate(zip(rows, lengths, strict=True))
-        ]
-        return torch.cat(states), lengths
-
-    @staticmethod
-    def _image_features(core: Any, prompts: Sequence[EncodedPrompt], prompt_index: Sequence[int]) -> Any:
-        """One pass of the vision tower per prompt, its features repeated for the rows that share the prompt."""
-        from transformers.modeling_outputs import BaseModelOutputWithPooling
-
-        device = next(core.parameters()).device
-        used = sorted(set(prompt_index))
-        patches = torch.cat([prompts[p].pixel_values for p in used]).to(device)
-        grids = torch.cat([prompts[p].image_grid for p in used]).to(device)
-        per_image = iter(core.get_image_features(patches, grids, return_dict=True).pooler_output)
-        features = {p: torch.cat([next(per_image) for _ in range(len(prompts[p].image_grid))]) for p in used}
-        return BaseModelOutputWithPooling(pooler_output=[features[p] for p in prompt_index])  # type: ignore[arg-type]
+        return cast("Any", model).lm_head(outputs.last_hidden_state).float()
 
     @property
     def forbidden_token_ids(self) -> tuple[int, ...]:

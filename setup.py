@@ -27,6 +27,9 @@ setup(
         "pillow>=10",
         "opencv-python-headless>=4.9",
         "pycocotools>=2.0.8",
+        "datasets>=3",
+        "pyarrow>=16",
+        "tqdm>=4.60",
     ],
     extras_require={
         "vllm": ["vllm>=0.11"],

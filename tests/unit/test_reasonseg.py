@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +15,9 @@ from pixelthink.data.images import open_rgb
 from pixelthink.data.reasonseg import ReasonSeg, rasterize
 from pixelthink.geometry import encode_rle
 from pixelthink.types import Sample, Target
-from tests.support import ROOT, golden_rows
+from tests.photos import PHOTOS, needs_photos
+from tests.support import golden_rows
 
-PHOTOS = Path(os.environ.get("PIXELTHINK_SHARED", ROOT.parent / "shared")) / "photos"
 SQUARE = [[2, 2], [7, 2], [7, 7], [2, 7]]
 
 
@@ -179,7 +178,7 @@ def test_missing_folder_and_difficulty_file(tmp_path: Path) -> None:
         len(ReasonSeg(str(tmp_path)))
 
 
-@pytest.mark.skipif(not PHOTOS.is_dir(), reason=f"no photos at {PHOTOS}; set PIXELTHINK_SHARED")
+@needs_photos
 def test_real_photos_with_foreign_json_beside_them() -> None:
     source = opened(PHOTOS, texts="all")
     assert [check_sample(source[i]).id for i in range(len(source))] == [

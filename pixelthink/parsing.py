@@ -260,8 +260,13 @@ def _box_failure(box: Box | None) -> Failure | None:
     return "empty_box" if box is not None and (box[2] < box[0] or box[3] < box[1]) else None
 
 
-def format_response(reasoning: str, target: Target) -> str:
-    """The response that parses to a target: what a cold start teaches. Coordinates are rounded to whole numbers."""
+def format_response(reasoning: str, target: Target | None) -> str:
+    """The response that parses to a target: what a cold start teaches. Coordinates are rounded to whole numbers.
+
+    Without a target the response is the reasoning alone.
+    """
+    if target is None:
+        return f"<think>{reasoning}</think>"
 
     def numbers(values: tuple[float, ...]) -> str:
         return "[" + ",".join(str(round(value)) for value in values) + "]"

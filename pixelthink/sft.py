@@ -1,4 +1,4 @@
-"""Supervised cold start: teach a policy the answer format, and reasoning styles in stated proportions."""
+"""Supervised cold start: teach a policy to see, the answer format, and reasoning styles in stated proportions."""
 
 from __future__ import annotations
 
@@ -29,21 +29,33 @@ SchedulerFactory = Callable[[Optimizer], LRScheduler]
 
 @dataclass(frozen=True)
 class Recipe:
-    """One way to answer, and how often to show it.
+    """One way to respond, when and how often to show it.
 
     Attributes:
         reasoning: Name of the reference reasoning, a key of the sample's `reasoning`.
-        weight: Share of the samples, relative to the other recipes' weights.
+        weight: Share of the samples, relative to the weights of the other recipes of the same time.
         prompt: Wording of the question for this recipe; None keeps the data's own.
+        answer: Whether the response goes on to the answer, or ends with the reasoning (to learn captioning, say).
+        first_step: The recipe is shown from this optimizer step on.
+        last_step: And until this one, exclusive; None means to the end.
     """
 
     reasoning: str
     weight: float = 1.0
     prompt: PromptStyle | None = None
+    answer: bool = True
+    first_step: int = 0
+    last_step: int | None = None
 
     def __post_init__(self) -> None:
         if self.weight <= 0:
             raise ValueError(f"recipe {self.reasoning!r}: weight must be positive, not {self.weight}")
+        if not 0 <= self.first_step < (self.first_step + 1 if self.last_step is None else self.last_step):
+            raise ValueError(f"recipe {self.reasoning!r}: no step lies from {self.first_step} to {self.last_step}")
+
+    def shown_at(self, step: int) -> bool:
+        """Whether the recipe is shown at an optimizer step."""
+        return self.first_step <= step and (self.last_step is None or step < self.last_step)
 
 
 class SFTModule(PolicyModule):
@@ -51,8 +63,8 @@ class SFTModule(PolicyModule):
 
     Args:
         policy: Model family and weights to start from.
-        recipes: Which reference reasoning to show, how often and under which prompt. Which sample shows which is a
-            function of its id.
+        recipes: Which reference reasoning to show, when, how often and under which prompt. Which sample shows which
+            is a function of its id and the step.
         rollout: Engine that answers in evaluation.
         segmenter: Turns answers into masks, for evaluation.
         evaluation: How answers are measured.
@@ -120,20 +132,26 @@ class SFTModule(PolicyModule):
             raise ValueError(f"sample {prompt.sample.id!r} has no {recipe.reasoning!r} reasoning; it has: {known}")
         if not prompt.targets:
             raise ValueError(f"sample {prompt.sample.id!r} has no target to be learned")
-        text = format_response(prompt.sample.reasoning[recipe.reasoning], prompt.targets[0])
+        text = format_response(prompt.sample.reasoning[recipe.reasoning], prompt.targets[0] if recipe.answer else None)
         tokenizer = self.backbone.processor.tokenizer
         ids = tokenizer.encode(text, add_special_tokens=False)
         return prompt, torch.tensor([*ids, self.backbone.stop_token_ids[0]])
 
     def recipe_of(self, sample_id: str) -> Recipe:
-        """The recipe of a sample, drawn by weight from a hash of its id."""
-        total = sum(recipe.weight for recipe in self.recipes)
-        point = zlib.crc32(f"recipe:{sample_id}".encode()) / 2**32 * total
-        for recipe in self.recipes:
+        """The recipe of a sample, drawn by weight from those of this step by a hash of its id.
+
+        Raises:
+            ValueError: if no recipe is shown at this step.
+        """
+        shown = [recipe for recipe in self.recipes if recipe.shown_at(self.global_step)]
+        if not shown:
+            raise ValueError(f"sft: no recipe is shown at step {self.global_step}")
+        point = zlib.crc32(f"recipe:{sample_id}".encode()) / 2**32 * sum(recipe.weight for recipe in shown)
+        for recipe in shown:
             point -= recipe.weight
             if point < 0:
                 return recipe
-        return self.recipes[-1]
+        return shown[-1]
 
     def negative_log_likelihood(self, examples: Sequence[tuple[Prompt, Tensor]]) -> Tensor:
         """Sum over all response tokens of −log p(token)."""

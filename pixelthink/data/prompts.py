@@ -52,6 +52,22 @@ class PixelThinkPrompt(PromptStyle):
         )
 
 
+class FixedPrompt(PromptStyle):
+    """The same words whatever the question, without a system message, e.g. to ask for a caption.
+
+    Args:
+        words: The text.
+    """
+
+    system = ""
+
+    def __init__(self, words: str) -> None:
+        self.words = words
+
+    def text(self, question: str) -> str:
+        return self.words
+
+
 class ShortPrompt(PromptStyle):
     """`find {question}.` without instructions or a system message, for policies that know the format (the tiny one).
 

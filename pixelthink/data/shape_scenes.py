@@ -40,7 +40,7 @@ COLORS: dict[str, tuple[int, int, int]] = {
     "white": (252, 252, 252),
 }
 SHAPES = ("circle", "square", "diamond", "cross")
-SIZES = {"small": 14, "medium": 20, "large": 26}
+SIZES = {"small": 10, "medium": 16, "large": 22}
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,16 @@ class SceneObject:
     def name(self) -> str:
         """Colour and shape, e.g. "red circle"."""
         return f"{self.color} {self.shape}"
+
+    @property
+    def cell(self) -> str:
+        """Where it is, as on a chess board: column a to d from the left, row 1 to 4 from the top."""
+        return f"{'abcd'[self.column]}{self.row + 1}"
+
+    @property
+    def sighting(self) -> str:
+        """Colour, cell and shape, e.g. "red b2 circle"."""
+        return f"{self.color} {self.cell} {self.shape}"
 
     def mask(self) -> np.ndarray:
         """Exact mask, bool (IMAGE_SIZE, IMAGE_SIZE), not writable."""
@@ -109,7 +119,7 @@ class SceneQuery:
 
 def draw_background() -> np.ndarray:
     """Background whose colour encodes position, uint8 (IMAGE_SIZE, IMAGE_SIZE, 3)."""
-    ramp = np.linspace(50, 190, IMAGE_SIZE)
+    ramp = np.linspace(20, 220, IMAGE_SIZE)
     image = np.empty((IMAGE_SIZE, IMAGE_SIZE, 3))
     image[..., 0] = ramp[None, :]
     image[..., 1] = ramp[:, None]
@@ -178,7 +188,7 @@ def _relation(objects: tuple[SceneObject, ...], rng: np.random.Generator) -> Sce
         return None
     anchor, word, target = options[int(rng.integers(len(options)))]
     a, t = objects[anchor], objects[target]
-    steps = f" the {a.name} is at ({a.center[0]},{a.center[1]}). {word} it is ({t.center[0]},{t.center[1]})."
+    steps = f" {a.sighting}. {word} {t.cell}."
     return SceneQuery(f"the shape {word} the {a.name}", "hard", target, 2, steps)
 
 
@@ -189,10 +199,10 @@ def _trail(objects: tuple[SceneObject, ...], rng: np.random.Generator) -> SceneQ
     target = int(rng.integers(len(objects)))
     end = cycle.index(objects[target].color)
     path = [cycle[(end - hops + k) % len(cycle)] for k in range(hops + 1)]
-    links = [f"{a} to {b}" for a, b in zip(cycle, cycle[1:] + cycle[:1], strict=True)]
+    links = [f"{a} {b}" for a, b in zip(cycle, cycle[1:] + cycle[:1], strict=True)]
     rng.shuffle(links)
-    text = f"the shape where the trail from {path[0]} ends after {hops} steps, with {', '.join(links)}"
-    return SceneQuery(text, "hard", target, hops, " " + " to ".join(path) + ".")
+    text = f"the shape where the trail from {path[0]} ends after {hops} steps: {', '.join(links)}"
+    return SceneQuery(text, "hard", target, hops, f" {' '.join(path)}.")
 
 
 _LEVEL_ODDS = {"easy": 0.25, "medium": 0.25, "hard": 0.5}
@@ -225,20 +235,21 @@ def rate_difficulty(objects: tuple[SceneObject, ...], query: SceneQuery) -> floa
 def reference_reasoning(
     objects: tuple[SceneObject, ...], query: SceneQuery, rng: np.random.Generator
 ) -> dict[str, str]:
-    """What a solver would write: "verbose" (lists all, works, checks again), "steps" (works), "brief" (answers).
+    """What a solver would write: "verbose" (lists all, works, checks again), "steps" (works), "brief" (answers);
+    and, for learning to see before learning to reason, "caption" (lists all, answers nothing).
 
     The list comes in random order: a place then has to be found from its name, which is the very skill that an answer
     needs, and each list trains it several times over.
     """
-    name = objects[query.target].name
+    found = f"it is the {objects[query.target].sighting}."
     listed = [objects[i] for i in rng.permutation(len(objects))]
-    seen = ", ".join(f"{o.name} ({o.center[0]},{o.center[1]})" for o in listed)
+    seen = ", ".join(item.sighting for item in listed)
     work = query.steps or " compare all of them."
     return {
-        "verbose": f"i see {seen}. now follow the question.{work} it is the {name}. "
-        f"check again, yes, it is the {name}.",
-        "steps": f"{query.steps} it is the {name}.".strip(),
-        "brief": f"it is the {name}.",
+        "verbose": f"i see {seen}. now follow the question.{work} {found} check again, yes, {found}",
+        "steps": f"{query.steps} {found}".strip(),
+        "brief": found,
+        "caption": f"i see {seen}",
     }
 
 

@@ -26,7 +26,8 @@ FORMAT_TOKENS = (
 LEXICON = (
     "system user assistant find be brief the shape where trail from ends after steps with to of right left above below "
     "largest smallest leftmost rightmost highest lowest circle square diamond cross red green blue yellow black white "
-    "i see now follow question compare all them it is check again yes at ). ), ("
+    "i see now follow question compare all them it is check again yes list shapes "
+    "a1 a2 a3 a4 b1 b2 b3 b4 c1 c2 c3 c4 d1 d2 d3 d4"
 )
 
 CHAT_TEMPLATE = (
@@ -55,8 +56,8 @@ def build_processor(lexicon: str, image_side: int) -> Any:
     trainer = trainers.BpeTrainer(
         vocab_size=100_000, initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()), show_progress=False
     )
-    words = [form for word in lexicon.split() for form in (word, f" {word}")]
-    learner.train_from_iterator(words, trainer)
+    spelled = [word for word in lexicon.split() if word.isalpha()]
+    learner.train_from_iterator([form for word in spelled for form in (word, f" {word}")], trainer)
     learned = json.loads(learner.to_str())["model"]
 
     tokenizer = Qwen2Tokenizer(
@@ -67,8 +68,9 @@ def build_processor(lexicon: str, image_side: int) -> Any:
         unk_token=None,  # type: ignore[arg-type]
     )
     tokenizer.add_special_tokens({"additional_special_tokens": list(SPECIAL_TOKENS)})
-    plain = (*FORMAT_TOKENS, *(str(number) for number in range(image_side + 1)))
-    tokenizer.add_tokens([AddedToken(token, normalized=False, special=False) for token in plain])
+    whole = [f" {word}" for word in lexicon.split() if not word.isalpha()]  # the pre-tokenizer would cut at digits
+    numbers = [str(number) for number in range(image_side + 1)]
+    tokenizer.add_tokens([AddedToken(token, normalized=False) for token in (*FORMAT_TOKENS, *whole, *numbers)])
     image_processor = Qwen2VLImageProcessor(min_pixels=28 * 28, max_pixels=image_side * image_side)
     return Qwen2_5_VLProcessor(image_processor, tokenizer, Qwen2VLVideoProcessor(), chat_template=CHAT_TEMPLATE)
 

@@ -1,0 +1,38 @@
+"""Callbacks that tests load through PIXELTHINK_PLUGINS."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import Callback
+
+
+class StepRecorder(Callback):
+    """Appends each step's number, losses and sampled lengths to a JSON Lines file.
+
+    Args:
+        path: The file.
+        kill_before_step: Kill this process with SIGKILL before this step (counted from 0) begins; −1 for never.
+    """
+
+    def __init__(self, path: str, kill_before_step: int = -1) -> None:
+        self.path = path
+        self.kill_before_step = kill_before_step
+
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int) -> None:
+        self.ids = [prompt.sample.id for prompt in batch.prompts]
+        if trainer.global_step == self.kill_before_step:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def on_train_batch_end(self, trainer: L.Trainer, *rest: Any, **named: Any) -> None:
+        names = ("loss/loss", "loss/grad_norm", "train/response_tokens", "train/reward")
+        metrics = trainer.callback_metrics
+        row = {name: metrics[name].item().hex() for name in names if name in metrics}
+        if trainer.is_global_zero:
+            with Path(self.path).open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": trainer.global_step, "samples": self.ids, **row}) + "\n")

@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
+from pixelthink.geometry import AnswerConvention
 from pixelthink.policies.attention import use_segments
 from pixelthink.policies.base import EncodedPrompt, PolicyBackbone, Prefill, TokenScores
 from pixelthink.policies.logprobs import selected_logprobs
@@ -36,7 +37,7 @@ class Qwen25VL(PolicyBackbone):
             the same numbers (`tests/unit/test_shared_prefix.py`), slower.
     """
 
-    convention = "pixels"
+    convention: AnswerConvention = "pixels"
 
     def __init__(
         self,

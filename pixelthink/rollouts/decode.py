@@ -1,0 +1,143 @@
+"""The decoding loop: prompts are read once, and their completions grow side by side until the last one ends."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from pixelthink.rollouts.base import SamplingConfig
+from pixelthink.rollouts.group_cache import IDLE, GroupCache
+from pixelthink.rollouts.sampling import draw
+
+if TYPE_CHECKING:
+    from pixelthink.policies.base import EncodedPrompt, PolicyBackbone
+
+COMPACT_BELOW = 0.75
+"""The batch is compacted when that leaves at most this share of it."""
+RESERVE_STEPS = 64
+"""Steps that the cache makes room for at a time."""
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """N completions of at most T tokens.
+
+    Attributes:
+        token_ids: int64 (N, T); what follows the end of a completion means nothing, here and below.
+        logprobs: Log-probabilities at temperature 1 before any token was forbidden, float32 (N, T).
+        top_logprobs: The most likely tokens' at each step, best first, float32 (N, T, k).
+        lengths: Tokens of each completion, the stop token included, int64 (N,).
+        stopped: Whether a stop token ended it, bool (N,).
+    """
+
+    token_ids: Tensor
+    logprobs: Tensor
+    top_logprobs: Tensor
+    lengths: Tensor
+    stopped: Tensor
+
+
+@dataclass
+class _Batch:
+    """What is being decoded: P rows of the cache with Q places each.
+
+    Attributes:
+        rows: Which prompt each row belongs to, (P,).
+        slots: Which completion of its group each place belongs to, or IDLE, (P, Q).
+        tokens: The newest token in each place, (P, Q).
+        start: Rotary position of each prompt's first completion token, (P,).
+    """
+
+    rows: Tensor
+    slots: Tensor
+    tokens: Tensor
+    start: Tensor
+
+    def compact(self, cache: GroupCache) -> None:
+        """Drops finished completions from rows and places where that saves enough."""
+        alive = (self.slots != IDLE).sum(dim=1)
+        kept = alive.nonzero()[:, 0]
+        width = int(alive.max())
+        if len(kept) * width > COMPACT_BELOW * self.slots.numel():
+            return
+        order = (self.slots[kept] == IDLE).int().argsort(dim=1, stable=True)[:, :width]
+        self.slots = self.slots[kept].gather(1, order)
+        self.tokens = self.tokens[kept].gather(1, order)
+        self.rows, self.start = self.rows[kept], self.start[kept]
+        cache.keep(kept, self.slots)
+
+
+def decode_groups(
+    backbone: PolicyBackbone,
+    model: nn.Module,
+    prompts: Sequence[EncodedPrompt],
+    sampling: SamplingConfig,
+    uniform: Tensor,
+) -> Decoded:
+    """Samples `sampling.group_size` completions of each prompt.
+
+    Args:
+        backbone: Knows the model.
+        model: In evaluation mode; call without gradients.
+        prompts: P prompts.
+        sampling: See `SamplingConfig`.
+        uniform: The random number of each completion at each step, float32 (P × group size, max_new_tokens). So what
+            a completion becomes does not depend on what is decoded beside it.
+
+    Returns:
+        P × group size completions, group-major.
+    """
+    device = next(model.parameters()).device
+    group, steps = sampling.group_size, sampling.max_new_tokens
+    forbidden = torch.tensor(backbone.forbidden_token_ids, dtype=torch.int64, device=device)
+    stops = torch.tensor(backbone.stop_token_ids, device=device)
+    uniform = uniform.to(device)
+    cache = GroupCache(reserve=group * min(steps, RESERVE_STEPS))
+    prefill = backbone.prefill(model, prompts, cache)
+    cache.open_prompts(prefill.lengths)
+    count = len(prompts) * group
+    result = _empty(count, steps, sampling.uncertainty_top_k, device)
+    slots = torch.arange(group, device=device).repeat(len(prompts), 1)
+    batch = _Batch(torch.arange(len(prompts), device=device), slots, torch.zeros_like(slots), prefill.positions)
+    logits = prefill.logits[:, None].expand(-1, group, -1)
+    for step in range(steps):
+        live = batch.slots != IDLE
+        members = (batch.rows[:, None] * group + batch.slots)[live]
+        distribution = logits[live]
+        tokens = draw(distribution, forbidden, sampling, uniform[members, step])
+        _record(result, members, step, distribution, tokens)
+        stopped = torch.isin(tokens, stops)
+        result.stopped[members] = stopped
+        batch.tokens[live] = tokens
+        batch.slots[live] = batch.slots[live].masked_fill(stopped, IDLE)
+        if step + 1 == steps or bool(stopped.all()):
+            break
+        batch.compact(cache)
+        cache.open(batch.slots)
+        positions = (batch.start[:, None] + step).expand_as(batch.slots)
+        logits = backbone.decode(model, batch.tokens, positions, cache, cache.visible(batch.slots))
+    return result
+
+
+def _empty(count: int, steps: int, top_k: int, device: torch.device) -> Decoded:
+    """Room for a result."""
+    return Decoded(
+        token_ids=torch.zeros(count, steps, dtype=torch.int64, device=device),
+        logprobs=torch.zeros(count, steps, device=device),
+        top_logprobs=torch.zeros(count, steps, top_k, device=device),
+        lengths=torch.zeros(count, dtype=torch.int64, device=device),
+        stopped=torch.zeros(count, dtype=torch.bool, device=device),
+    )
+
+
+def _record(result: Decoded, members: Tensor, step: int, logits: Tensor, tokens: Tensor) -> None:
+    """Writes a step of the completions `members` (M,) down; `logits` are the model's own, (M, V)."""
+    logprobs = logits.log_softmax(dim=1)
+    result.token_ids[members, step] = tokens
+    result.logprobs[members, step] = logprobs.gather(1, tokens[:, None])[:, 0]
+    result.top_logprobs[members, step] = logprobs.topk(result.top_logprobs.shape[2], dim=1).values
+    result.lengths[members] = step + 1

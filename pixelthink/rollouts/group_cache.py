@@ -1,0 +1,101 @@
+"""A key-value cache in which all completions of a prompt share one row, so that the prompt is held and read once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+PROMPT = -1
+"""Owner of columns that every completion of the row sees."""
+NOBODY = -2
+"""Owner of columns that no completion sees: padding."""
+IDLE = -3
+"""Slot of a query that belongs to no completion."""
+
+
+class GroupCache:
+    """Keys and values of P prompts and what has been sampled after them, a row per prompt.
+
+    A column of a row belongs to the prompt or to one completion. It takes the place of a transformers `Cache`, of which
+    models call `update` and, while they read the prompts, the two methods about sizes.
+
+    Args:
+        reserve: Columns to make room for at first, beyond the prompts'; more room is made when needed.
+    """
+
+    def __init__(self, reserve: int) -> None:
+        self.reserve = reserve
+        self.layers: list[list[Tensor]] = []  # [keys, values], (P, key-value heads, capacity, D)
+        self.owner = torch.zeros(0, 0, dtype=torch.int64)
+        self.start = 0
+
+    @property
+    def columns(self) -> int:
+        """Filled columns."""
+        return self.owner.shape[1]
+
+    def open_prompts(self, lengths: Tensor) -> None:
+        """Declares that prompts of these lengths (P,), padded on the right, come next."""
+        place = torch.arange(int(lengths.max()), device=lengths.device)
+        self.owner = torch.where(place[None] < lengths[:, None], PROMPT, NOBODY)
+
+    def open(self, slots: Tensor) -> None:
+        """Declares that the next columns belong to these completions; `slots` is (P, Q), numbers in a group or IDLE."""
+        self.start = self.columns
+        self.owner = torch.cat([self.owner, torch.where(slots == IDLE, NOBODY, slots)], dim=1)
+
+    def visible(self, slots: Tensor) -> Tensor:
+        """Which columns each completion sees, bool (P, Q, columns); an idle slot sees the prompt."""
+        owner = self.owner[:, None]
+        return (owner == PROMPT) | (owner == slots[:, :, None])
+
+    def update(self, keys: Tensor, values: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Takes a layer's new keys and values, (P, heads, new columns, D); gives all there are."""
+        end = self.start + keys.shape[2]
+        if layer_idx == len(self.layers):
+            self.layers.append([_room(new, end + self.reserve) for new in (keys, values)])
+        held = self.layers[layer_idx]
+        for i, new in enumerate((keys, values)):
+            if held[i].shape[2] < end:
+                wider = _room(new, end + end // 2)
+                wider[:, :, : self.start] = held[i][:, :, : self.start]
+                held[i] = wider
+            held[i][:, :, self.start : end] = new
+        return held[0][:, :, :end], held[1][:, :, :end]
+
+    def keep(self, rows: Tensor, slots: Tensor) -> None:
+        """Drops all rows but some, and all columns but the prompts' and those of some completions.
+
+        Args:
+            rows: Rows to keep, int64 (P',).
+            slots: Completions to keep in each of them, (P', Q).
+        """
+        owner = self.owner[rows]
+        wanted = (owner == PROMPT) | (owner[:, :, None] == slots[:, None]).any(dim=-1)
+        order = (~wanted).int().argsort(dim=1, stable=True)[:, : int(wanted.sum(dim=1).max())]
+        self.owner = torch.where(wanted.gather(1, order), owner.gather(1, order), NOBODY)
+        for held in self.layers:
+            for i, tensor in enumerate(held):
+                old = tensor[rows]
+                index = order[:, None, :, None].expand(-1, old.shape[1], -1, old.shape[3])
+                held[i] = _room(old, self.columns + self.reserve)
+                held[i][:, :, : self.columns] = old.gather(2, index)
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
+        """Number and offset of the keys while the prompts are read."""
+        return query_length, 0
+
+    def get_query_offset(self, layer_idx: int = 0) -> int:
+        """Place of the first query while the prompts are read."""
+        return 0
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Columns that were there before this forward."""
+        return self.start
+
+
+def _room(like: Tensor, columns: int) -> Tensor:
+    """Uninitialised (P, heads, columns, D) of the kind of `like`; never read before it is written."""
+    return like.new_empty(like.shape[0], like.shape[1], columns, like.shape[3])

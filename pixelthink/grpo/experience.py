@@ -5,14 +5,22 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 from pixelthink.grpo.loss import GRPOConfig
 
-PromptT = TypeVar("PromptT")
+
+class TokenPrompt(Protocol):
+    """What is asked of a prompt here: its token ids, int64 (length,)."""
+
+    @property
+    def token_ids(self) -> Tensor: ...
+
+
+PromptT = TypeVar("PromptT", bound=TokenPrompt)
 
 
 @dataclass(frozen=True)
@@ -27,6 +35,7 @@ class Experience(Generic[PromptT]):
         advantages: (N,).
         old_logprobs: Under the policy before the step, (N, T); None where one minibatch makes them the current ones.
         ref_logprobs: Under the reference, (N, T); None without KL.
+        rows: Place of each completion in the experience that this one was selected from; empty if from none.
     """
 
     prompts: Sequence[PromptT]
@@ -36,6 +45,7 @@ class Experience(Generic[PromptT]):
     advantages: Tensor
     old_logprobs: Tensor | None = None
     ref_logprobs: Tensor | None = None
+    rows: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         return len(self.completions)
@@ -61,6 +71,7 @@ class Experience(Generic[PromptT]):
             self.advantages[index],
             cut(self.old_logprobs),
             cut(self.ref_logprobs),
+            tuple(rows),
         )
 
     def split(self, size: int) -> Iterator[Experience[PromptT]]:

@@ -21,6 +21,8 @@ class GRPOConfig:
         minibatches: Optimizer steps per rollout; the prompts are split evenly among them.
         epochs: Passes over each rollout.
         micro_batch_size: Completions per forward and backward; changes memory and speed, never the gradient.
+        micro_batch_tokens: Tokens per forward and backward, prompts included, in place of `micro_batch_size`; a group
+            stays together where it fits. 0 goes by `micro_batch_size`.
         max_grad_norm: Gradients are scaled down to this norm.
     """
 
@@ -32,11 +34,14 @@ class GRPOConfig:
     minibatches: int = 1
     epochs: int = 1
     micro_batch_size: int = 8
+    micro_batch_tokens: int = 0
     max_grad_norm: float = 1.0
 
     def __post_init__(self) -> None:
         if min(self.minibatches, self.epochs, self.micro_batch_size) < 1:
             raise ValueError("grpo: minibatches, epochs and micro_batch_size must be at least 1")
+        if self.micro_batch_tokens < 0:
+            raise ValueError("grpo: micro_batch_tokens must not be negative")
         if not 0 < self.clip < 1 or min(self.kl_coef, self.entropy_coef) < 0:
             raise ValueError("grpo: clip must lie in (0, 1); kl_coef and entropy_coef must not be negative")
         if self.kl_clamp <= 0 or self.max_grad_norm <= 0:

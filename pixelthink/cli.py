@@ -58,8 +58,11 @@ class PixelThinkCLI(LightningCLI):
         self.config = parser.parse_args(args)
 
     def before_instantiate_classes(self) -> None:
-        """Refuses a checkpoint that is not there before anything is loaded."""
-        path = self.config[self.config.subcommand].get("ckpt_path")
+        """Refuses a checkpoint that is not there before anything is loaded; keeps no predictions in memory."""
+        config = self.config[self.config.subcommand]
+        if self.config.subcommand == "predict":
+            config.return_predictions = False  # a callback has written them; each holds its image
+        path = config.get("ckpt_path")
         named = path is not None and path not in ("best", "last", "hpc") and "://" not in str(path)
         if named and not str(path).startswith("registry") and not Path(path).exists():
             raise FileNotFoundError(f"--ckpt_path: there is no checkpoint {str(path)!r}")

@@ -34,6 +34,7 @@ _NOISE = re.compile(
 _MAX_VALUE = 60
 
 _TOP_LEVEL: dict[str, type] = {"data": PromptData, "trainer": L.Trainer, "model": PolicyModule}
+_TOP_LEVEL_KINDS = {"model": "module", "trainer.callbacks": "callback"}
 
 
 def short_message(text: str) -> str:
@@ -81,15 +82,16 @@ def _reason(content: str, keys: list[str], owner: str | None) -> tuple[str, list
 def _unknown_component(name: str, keys: list[str], owner: str | None) -> str:
     kinds = list(_kinds_of(keys, owner))
     known = sorted({short for kind in kinds or KINDS for short in components(kind)})
-    label = f"known {kinds[0]} components" if len(kinds) == 1 else ""
-    what = f"unknown {kinds[0]}" if len(kinds) == 1 else "unknown component"
-    return f"{what} {name!r}{_guess(name, known)}{_list(label, known) if label else ''}"
+    if len(kinds) != 1:
+        return f"unknown component {name!r}{_guess(name, known)}"
+    own = [short for short in known if not components(kinds[0])[short].__module__.startswith("lightning.")]
+    return f"unknown {kinds[0]} {name!r}{_guess(name, known)}{_list(f'known {kinds[0]} components', own)}"
 
 
 def _kinds_of(keys: list[str], owner: str | None) -> Iterator[str]:
     """Kinds of component that an option may hold."""
-    if keys and keys[-1] == "model" and owner is None:
-        yield "module"
+    if owner is None and ".".join(keys) in _TOP_LEVEL_KINDS:
+        yield _TOP_LEVEL_KINDS[".".join(keys)]
         return
     annotation = _type_of(owner, keys[-1]) if owner and keys else _top_level_type(keys)
     for part in _flat(annotation):

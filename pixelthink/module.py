@@ -145,10 +145,12 @@ class GRPOModule(PolicyModule):
         """Scores a micro-batch under the policy, with gradient."""
         assert self.policy is not None
         scores = self.backbone.score(
-            self.policy, piece.prompts, piece.completions, piece.prompt_index, with_entropy=self.grpo.entropy_coef > 0
+            self.policy, piece.prompts, piece.completions, piece.prompt_index, with_entropy=True
         )
+        assert scores.entropy is not None
+        entropy = scores.entropy if self.grpo.entropy_coef > 0 else scores.entropy.detach()  # a curve either way
         old = scores.logprobs.detach() if piece.old_logprobs is None else piece.old_logprobs
-        return LossInputs(scores.logprobs, old, piece.ref_logprobs, piece.mask, piece.advantages, scores.entropy)
+        return LossInputs(scores.logprobs, old, piece.ref_logprobs, piece.mask, piece.advantages, entropy)
 
     def step_seed(self) -> int:
         """Seed of this step's sampling: a function of the run's seed, the step and the process."""

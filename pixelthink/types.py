@@ -225,3 +225,7 @@ class Prediction:
     answer: Answer
     mask: np.ndarray
     failure: str | None
+
+    def to(self, *target: Any, **options: Any) -> Prediction:
+        """Itself: Lightning moves what it collects, and there is no tensor to move."""
+        return self

@@ -19,6 +19,7 @@ def golden_rows(name: str) -> list[dict[str, Any]]:
 
 def tiny_run(folder: Path, policy: Path | str) -> list[str]:
     """Options of a run of configs/tiny.yaml that takes seconds: a random policy, two steps, everything in a folder."""
+    logger = f"{{class_path: TensorBoardLogger, init_args: {{save_dir: {folder}, name: logs, version: ''}}}}"
     return [
         f"--config={ROOT / 'configs/tiny.yaml'}",
         f"--model.policy.path={policy}",
@@ -33,7 +34,7 @@ def tiny_run(folder: Path, policy: Path | str) -> list[str]:
         "--data.predict.size=3",
         "--trainer.val_check_interval=2",
         f"--trainer.callbacks={callbacks(folder)}",
-        f"--trainer.logger={{class_path: TensorBoardLogger, init_args: {{save_dir: {folder}, name: logs, version: ''}}}}",
+        f"--trainer.logger={logger}",
         "--trainer.enable_progress_bar=false",
         "--trainer.enable_model_summary=false",
     ]

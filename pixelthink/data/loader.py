@@ -75,25 +75,37 @@ class EpochSampler(Sampler[list[int]]):
                 yield mine
 
 
-class ResumableLoader(DataLoader[Any]):
-    """A `DataLoader` over an `EpochSampler` that Lightning can save and restore between two batches."""
+class ResumableLoader:
+    """Batches over an `EpochSampler`, whose position Lightning can save and restore between two batches.
+
+    It has a `DataLoader` and is none: Lightning would take one apart to predict, and build it anew with a sampler of
+    its own.
+
+    Args:
+        source: Samples.
+        sampler: Which of them make a batch.
+        options: Further options of the `DataLoader`.
+    """
 
     def __init__(self, source: SampleSource, sampler: EpochSampler, **options: Any) -> None:
-        super().__init__(source, batch_sampler=sampler, **options)  # type: ignore[arg-type]
-        self.epoch_sampler = sampler
+        self.loader: DataLoader[Any] = DataLoader(source, batch_sampler=sampler, **options)  # type: ignore[arg-type]
+        self.batch_sampler = sampler  # where Lightning looks for the `set_epoch` of its `sampler`
         self._handed_out = 0
 
-    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        self._handed_out = self.epoch_sampler.first_batch
-        for batch in super().__iter__():
+    def __len__(self) -> int:
+        return len(self.batch_sampler)
+
+    def __iter__(self) -> Iterator[Any]:
+        self._handed_out = self.batch_sampler.first_batch
+        for batch in self.loader:
             self._handed_out += 1
             yield batch
 
     def state_dict(self) -> dict[str, int]:
         """Position: the epoch and how many of its batches were handed out."""
-        return {"epoch": self.epoch_sampler.epoch, "batches": self._handed_out}
+        return {"epoch": self.batch_sampler.epoch, "batches": self._handed_out}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Continues after the batches that were handed out."""
-        self.epoch_sampler.epoch = state["epoch"]
-        self.epoch_sampler.first_batch = state["batches"] if state["batches"] < len(self.epoch_sampler) else 0
+        self.batch_sampler.epoch = state["epoch"]
+        self.batch_sampler.first_batch = state["batches"] if state["batches"] < len(self.batch_sampler) else 0

@@ -232,6 +232,7 @@ def test_no_config_and_no_default_one_here(tmp_path: Path, capsys, monkeypatch) 
 )
 def test_errors_take_one_line_and_name_the_option(options, message, capsys, tmp_path) -> None:
     base = [f"--config={ROOT / 'configs/tiny.yaml'}", "--trainer.logger=false", "--trainer.callbacks=null"]
+    base.append(f"--trainer.default_root_dir={tmp_path}")
     line = error_line(capsys, "fit", *base, *options)
     assert line.startswith(f"pixelthink: error: {message}")
     assert len(line) < 400

@@ -18,7 +18,7 @@ setup(
         "torchvision",
         "lightning>=2.6",
         "transformers>=5.16",
-        "jsonargparse[omegaconf,signatures]>=4.40",
+        "jsonargparse[omegaconf,signatures]>=4.49",
         "omegaconf>=2.3",
         "torchmetrics>=1.8",
         "tensorboard>=2.18",

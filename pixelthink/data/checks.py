@@ -34,7 +34,8 @@ def check_sample(sample: Sample) -> Sample:
     Raises:
         ValueError: one line that names the sample's id: an empty question, a mask or ignore region that is not bool of
             the image's height and width, a difficulty that is not in [1, 10], targets beside an empty mask, a target
-            outside the image or with corners in the wrong order.
+            outside the image, with corners in the wrong order, or with a box in which the mask has no pixel: a
+            target in a frame that is not the image's own shows itself here.
     """
     width, height = sample.image.size
     owner = f"sample {sample.id!r}"
@@ -49,6 +50,8 @@ def check_sample(sample: Sample) -> Sample:
         raise ValueError(f"{owner}: the mask is empty, but {len(sample.targets)} target(s) are expected")
     for target in sample.targets:
         _check_target(target, owner, width, height)
+        if sample.mask is not None and not _meets(target, sample.mask):
+            raise ValueError(f"{owner}: box {target.box_xyxy} does not meet the mask")
     return sample
 
 
@@ -57,6 +60,12 @@ def _check_mask(mask: np.ndarray, name: str, width: int, height: int) -> None:
         raise ValueError(f"{name} has shape {mask.shape}, the image needs ({height}, {width})")
     if mask.dtype != np.bool_:
         raise ValueError(f"{name} must be bool, got {mask.dtype}")
+
+
+def _meets(target: Target, mask: np.ndarray) -> bool:
+    """Whether the mask has a pixel in the target's box."""
+    x1, y1, x2, y2 = (int(value) for value in target.box_xyxy)
+    return bool(mask[y1 : y2 + 1, x1 : x2 + 1].any())
 
 
 def _check_target(target: Target, owner: str, width: int, height: int) -> None:

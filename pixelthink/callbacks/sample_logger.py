@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import lightning as L
 import numpy as np
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 from pixelthink.types import Prediction, Target
 
-TRUE_COLOR = (40, 200, 80)
-PREDICTED_COLOR = (235, 60, 60)
+Color = tuple[int, int, int]
+
+TRUE_COLOR: Color = (40, 200, 80)
+PREDICTED_COLOR: Color = (235, 60, 60)
+HEADER, LINE = 22, 18
+"""Heights in pixels of the headings and of a line of text."""
 
 
 class SampleLogger(Callback):
@@ -53,7 +59,10 @@ class SampleLogger(Callback):
 
 
 def draw_panel(prediction: Prediction, side: int = 336) -> np.ndarray:
-    """One prediction as a picture: truth (green) on the left, answer (red) on the right, texts below.
+    """One prediction as a picture: truth on the left, answer on the right, texts below.
+
+    Mask, box and points are green where they are true and red where they are answered; the true box is on the right
+    too, so that a miss shows its distance.
 
     Args:
         prediction: What to show; the truth is left out where it is unknown.
@@ -62,17 +71,39 @@ def draw_panel(prediction: Prediction, side: int = 336) -> np.ndarray:
     Returns:
         uint8 RGB (height, width, 3).
     """
-    sample = prediction.prompt.sample
+    sample, answered = prediction.prompt.sample, _answered(prediction)
     scale = side / max(sample.image.size)
     size = (round(sample.image.width * scale), round(sample.image.height * scale))
-    left = _overlay(sample.image, sample.mask, sample.targets, TRUE_COLOR, size, scale)
-    right = _overlay(sample.image, prediction.mask, _answered(prediction), PREDICTED_COLOR, size, scale)
-    text = _caption(prediction, columns=max(20, 2 * size[0] // 7))
-    panel = Image.new("RGB", (2 * size[0] + 4, size[1] + 14 * len(text) + 8), "white")
-    panel.paste(left, (0, 0))
-    panel.paste(right, (size[0] + 4, 0))
-    ImageDraw.Draw(panel).multiline_text((4, size[1] + 4), "\n".join(text), fill="black", spacing=3)
+    left, right = (sample.image.resize(size, Image.Resampling.NEAREST) for _ in range(2))
+    left = _draw_targets(_draw_mask(left, sample.mask, TRUE_COLOR), sample.targets, TRUE_COLOR, scale)
+    right = _draw_boxes(_draw_mask(right, prediction.mask, PREDICTED_COLOR), sample.targets, TRUE_COLOR, scale)
+    right = _draw_targets(right, answered, PREDICTED_COLOR, scale)
+    text = _caption(prediction, columns=max(20, 2 * size[0] // 8))
+    panel = Image.new("RGB", (2 * size[0] + 4, size[1] + HEADER + LINE * len(text) + 8), "white")
+    panel.paste(left, (0, HEADER))
+    panel.paste(right, (size[0] + 4, HEADER))
+    draw = ImageDraw.Draw(panel)
+    draw.text((4, 3), "truth", fill=_darker(TRUE_COLOR), font=_font())
+    draw.text((size[0] + 8, 3), _headline(prediction), fill=_darker(PREDICTED_COLOR), font=_font())
+    for number, line in enumerate(text):
+        draw.text((4, HEADER + size[1] + 4 + LINE * number), line, fill="black", font=_font())
     return np.asarray(panel)
+
+
+@cache
+def _font() -> Any:
+    return ImageFont.load_default(14)
+
+
+def _headline(prediction: Prediction) -> str:
+    """ "answer" with its IoU, or with the reason why there is no mask."""
+    if prediction.failure is not None:
+        return f"no answer: {prediction.failure}"
+    truth = prediction.prompt.sample.mask
+    if truth is None:
+        return "answer"
+    union = (truth | prediction.mask).sum()
+    return f"answer, IoU {(truth & prediction.mask).sum() / union if union else 1.0:.2f}"
 
 
 def _answered(prediction: Prediction) -> tuple[Target, ...]:
@@ -84,33 +115,53 @@ def _answered(prediction: Prediction) -> tuple[Target, ...]:
     return (prediction.prompt.frame.target_to_original(target),)
 
 
-def _overlay(
-    image: Image.Image,
-    mask: np.ndarray | None,
-    targets: tuple[Target, ...],
-    color: tuple[int, int, int],
-    size: tuple[int, int],
-    scale: float,
-) -> Image.Image:
-    pixels = np.asarray(image.resize(size, Image.Resampling.NEAREST)).astype(np.float32)
-    if mask is not None:
-        inside = np.asarray(Image.fromarray(mask).resize(size, Image.Resampling.NEAREST), dtype=bool)
-        pixels[inside] = 0.5 * pixels[inside] + 0.5 * np.array(color, dtype=np.float32)
-    picture = Image.fromarray(pixels.astype(np.uint8))
+def _draw_mask(picture: Image.Image, mask: np.ndarray | None, color: Color) -> Image.Image:
+    """Tints a mask and outlines it, white outside and coloured inside, so that it shows on any background."""
+    if mask is None:
+        return picture
+    pixels = np.array(picture, dtype=np.float32)
+    inside = np.asarray(Image.fromarray(mask).resize(picture.size, Image.Resampling.NEAREST), dtype=bool)
+    pixels[inside] = 0.55 * pixels[inside] + 0.45 * np.array(color, dtype=np.float32)
+    pixels[_grown(inside) & ~inside] = 255
+    pixels[_grown(~inside) & inside] = color
+    return Image.fromarray(pixels.astype(np.uint8))
+
+
+def _grown(mask: np.ndarray) -> np.ndarray:
+    """A mask grown by two pixels, bool (H, W)."""
+    picture = Image.fromarray(mask.astype(np.uint8) * 255).filter(ImageFilter.MaxFilter(5))
+    return np.asarray(picture) > 0
+
+
+def _draw_boxes(picture: Image.Image, targets: Sequence[Target], color: Color, scale: float) -> Image.Image:
+    """Draws boxes in original pixels on a picture that is `scale` times as large."""
     draw = ImageDraw.Draw(picture)
     for target in targets:
         x1, y1, x2, y2 = (value * scale for value in target.box_xyxy)
         draw.rectangle((min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2)), outline=color, width=2)
-        for x, y in target.points_xy:
-            draw.ellipse((x * scale - 4, y * scale - 4, x * scale + 4, y * scale + 4), fill=color, outline="white")
     return picture
+
+
+def _draw_targets(picture: Image.Image, targets: Sequence[Target], color: Color, scale: float) -> Image.Image:
+    """Draws boxes and points."""
+    draw = ImageDraw.Draw(_draw_boxes(picture, targets, color, scale))
+    for x, y in (point for target in targets for point in target.points_xy):
+        draw.ellipse((x * scale - 5, y * scale - 5, x * scale + 5, y * scale + 5), fill=color, outline="white", width=2)
+    return picture
+
+
+def _darker(color: Color) -> Color:
+    """A colour for text on white."""
+    red, green, blue = (value * 2 // 3 for value in color)
+    return red, green, blue
 
 
 def _caption(prediction: Prediction, columns: int) -> list[str]:
     sample, completion = prediction.prompt.sample, prediction.completion
     difficulty = "unrated" if sample.difficulty is None else f"difficulty {sample.difficulty:.1f}"
+    cut = ", cut off" if completion.finish_reason == "length" else ""
     lines = [f"Q ({difficulty}): {sample.question}"]
-    lines.append(f"think ({completion.reasoning_tokens} tokens): {prediction.answer.reasoning or '(none)'}")
-    if prediction.failure is not None:
-        lines.append(f"no mask: {prediction.failure}")
-    return [part for line in lines for part in textwrap.wrap(line, columns, max_lines=6)]
+    lines.append(f"think ({completion.reasoning_tokens} tokens{cut}): {prediction.answer.reasoning or '(none)'}")
+    if not prediction.answer.reasoning:
+        lines.append(f"response: {completion.text}")
+    return [part for line in lines for part in textwrap.wrap(line[: 8 * columns], columns, max_lines=6, placeholder=" …")]

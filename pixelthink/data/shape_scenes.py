@@ -75,8 +75,8 @@ class SceneObject:
 
     @property
     def sighting(self) -> str:
-        """Colour, cell and shape, e.g. "red b2 circle"."""
-        return f"{self.color} {self.cell} {self.shape}"
+        """Colour, cell and size, all that its box depends on, e.g. "red b2 large"."""
+        return f"{self.color} {self.cell} {self.size}"
 
     def mask(self) -> np.ndarray:
         """Exact mask, bool (IMAGE_SIZE, IMAGE_SIZE), not writable."""

@@ -26,7 +26,7 @@ FORMAT_TOKENS = (
 LEXICON = (
     "system user assistant find be brief the shape where trail from ends after steps with to of right left above below "
     "largest smallest leftmost rightmost highest lowest circle square diamond cross red green blue yellow black white "
-    "i see now follow question compare all them it is check again yes list shapes "
+    "i see now follow question compare all them it is check again yes list shapes small medium large "
     "a1 a2 a3 a4 b1 b2 b3 b4 c1 c2 c3 c4 d1 d2 d3 d4"
 )
 
@@ -93,10 +93,10 @@ class FreshTinyQwen25VL(Qwen25VL):
     def __init__(
         self,
         image_side: int = 112,
-        hidden_size: int = 192,
+        hidden_size: int = 128,
         layers: int = 4,
         heads: int = 4,
-        intermediate_size: int = 448,
+        intermediate_size: int = 384,
         vision_hidden_size: int = 96,
         vision_layers: int = 2,
         lexicon: str = LEXICON,

@@ -59,8 +59,10 @@ class PixelThinkCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         """Refuses a checkpoint that is not there before anything is loaded; keeps no predictions in memory."""
-        config = self.config[self.config.subcommand]
-        if self.config.subcommand == "predict":
+        if self.subcommand is None:
+            return
+        config = self.config[self.subcommand]
+        if self.subcommand == "predict":
             config.return_predictions = False  # a callback has written them; each holds its image
         path = config.get("ckpt_path")
         named = path is not None and path not in ("best", "last", "hpc") and "://" not in str(path)

@@ -164,4 +164,5 @@ def _caption(prediction: Prediction, columns: int) -> list[str]:
     lines.append(f"think ({completion.reasoning_tokens} tokens{cut}): {prediction.answer.reasoning or '(none)'}")
     if not prediction.answer.reasoning:
         lines.append(f"response: {completion.text}")
-    return [part for line in lines for part in textwrap.wrap(line[: 8 * columns], columns, max_lines=6, placeholder=" …")]
+    lines = [line[: 8 * columns] for line in lines]
+    return [part for line in lines for part in textwrap.wrap(line, columns, max_lines=6, placeholder=" …")]

@@ -1,0 +1,45 @@
+"""Every config that ships is read by the program that it is for, and makes its objects without loading weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from jsonargparse import ArgumentParser
+
+from pixelthink.cli import PixelThinkCLI
+from pixelthink.registry import load_components
+from pixelthink.rewards.base import Reward
+from tests.support import ROOT
+
+RUNS = sorted(ROOT.glob("configs/*.yaml"))
+REWARDS = sorted(ROOT.glob("configs/reward/*.yaml"))
+
+
+@pytest.fixture(autouse=True)
+def _components(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    load_components()
+
+
+@pytest.mark.parametrize("path", RUNS, ids=lambda path: path.stem)
+def test_run_config_makes_its_objects(path: Path) -> None:
+    cli = PixelThinkCLI(args=["--config", str(path)], run=False)
+    assert cli.model.policy is None
+    assert cli.datamodule.sources["train"] is not None
+    assert cli.datamodule.sources["val"] is not None
+    assert cli.datamodule.coordinates == cli.model.backbone.convention
+
+
+@pytest.mark.parametrize("path", REWARDS, ids=lambda path: path.stem)
+def test_reward_config_makes_a_reward(path: Path) -> None:
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--config", action="config")
+    parser.add_subclass_arguments(Reward, "reward")
+    made = parser.instantiate_classes(parser.parse_args([f"--config={path}"]))
+    assert isinstance(made.reward, Reward)
+
+
+def test_configs_are_found() -> None:
+    assert {"tiny", "tiny_sft"} <= {path.stem for path in RUNS}
+    assert {"pixelthink", "token_budget", "accuracy_only", "visionreasoner"} <= {path.stem for path in REWARDS}

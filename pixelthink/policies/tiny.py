@@ -104,7 +104,7 @@ class FreshTinyQwen25VL(Qwen25VL):
     ) -> None:
         if image_side % 28:
             raise ValueError(f"policy.image_side must be a multiple of 28, not {image_side}")
-        super().__init__(path="", dtype="float32")
+        super().__init__(path="", dtype="float32", logprobs="padded")  # a cold start has no prefix to share
         self.image_side = image_side
         self.hidden_size, self.layers, self.heads = hidden_size, layers, heads
         self.intermediate_size = intermediate_size

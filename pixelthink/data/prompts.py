@@ -68,6 +68,60 @@ class FixedPrompt(PromptStyle):
         return self.words
 
 
+class BriefPrompt(PixelThinkPrompt):
+    """The released prompt with a request to be brief, as the papers' prompting baseline (their wording is not public).
+
+    Args:
+        suffix: The request.
+    """
+
+    def __init__(self, suffix: str = " Be brief: keep the thinking process to one short sentence.") -> None:
+        super().__init__(suffix)
+
+
+class NoThinkingPrompt(PromptStyle):
+    """The released prompt without its thinking process.
+
+    Answers can be segmented, but never match the format `<think>…</think><answer>…</answer>`: for evaluation, or for
+    rewards without the term `think_format`.
+    """
+
+    def text(self, question: str) -> str:
+        question = question.lower().strip(".")
+        return (
+            f"Please find '{question}' with bbox and points."
+            "Compare the difference between objects and find the most closely matched one."
+            "Output the final answer in <answer> </answer> tags, without any thinking process."
+            "Output the one bbox and points of two largest inscribed circles inside the interested object in JSON "
+            "format.i.e., <answer>{'bbox': [10,100,200,210], 'points_1': [30,110], 'points_2': [35,180]}</answer>"
+        )
+
+
+class VisionReasonerPrompt(PromptStyle):
+    """VisionReasoner's released multi-object prompt to the letter (arXiv 2505.12081, table 12 and its code).
+
+    Args:
+        no_target: Also says that `[]` is the answer where nothing fits; the released text does not.
+    """
+
+    answer_style = "visionreasoner"
+
+    def __init__(self, no_target: bool = False) -> None:
+        self.no_target = no_target
+
+    def text(self, question: str) -> str:
+        question = question.lower().strip(".")
+        none = "If nothing in the image matches, output <answer>[]</answer>." if self.no_target else ""
+        return (
+            f'Please find "{question}" with bboxs and points.'
+            "Compare the difference between object(s) and find the most closely matched object(s)."
+            "Output the thinking process in <think> </think> and final answer in <answer> </answer> tags."
+            f"Output the bbox(es) and point(s) inside the interested object(s) in JSON format.{none}"
+            'i.e., <think> thinking process here </think><answer>[{"bbox_2d": [10,100,200,210], '
+            '"point_2d": [30,110]}, {"bbox_2d": [225,296,706,786], "point_2d": [302,410]}]</answer>'
+        )
+
+
 class ShortPrompt(PromptStyle):
     """`find {question}.` without instructions or a system message, for policies that know the format (the tiny one).
 

@@ -94,7 +94,7 @@ def decode_groups(
     device = next(model.parameters()).device
     group, steps = sampling.group_size, sampling.max_new_tokens
     forbidden = torch.tensor(backbone.forbidden_token_ids, dtype=torch.int64, device=device)
-    stops = torch.tensor(backbone.stop_token_ids, device=device)
+    stops = torch.tensor(backbone.stop_token_ids, dtype=torch.int64, device=device)
     uniform = uniform.to(device)
     cache = GroupCache(reserve=group * min(steps, RESERVE_STEPS))
     prefill = backbone.prefill(model, prompts, cache)

@@ -85,6 +85,22 @@ def test_the_mask_is_heeded_by_the_models_own_kernels(family: str, kernel: str) 
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+def test_calls_without_segments_still_heed_their_padding(family: str) -> None:
+    """transformers drops the masks of a kernel whose mask function is not registered, without a word."""
+    _, model = tiny_model(family)
+    generator = torch.Generator().manual_seed(0)
+    tokens = random_tokens(6, generator)[None]
+    with torch.no_grad():
+        expected = model(input_ids=tokens, position_ids=torch.arange(6).expand(3, 1, -1)).logits
+        padded = model(
+            input_ids=torch.cat([random_tokens(3, generator)[None], tokens], dim=1),
+            attention_mask=torch.tensor([[0, 0, 0, 1, 1, 1, 1, 1, 1]]),
+            position_ids=torch.tensor([0, 0, 0, 0, 1, 2, 3, 4, 5]).expand(3, 1, -1),
+        ).logits
+    torch.testing.assert_close(padded[:, 3:], expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
 def test_completions_are_blind_to_each_other_and_see_their_prompt(family: str) -> None:
     backbone, model = tiny_model(family)
     generator = torch.Generator().manual_seed(0)
@@ -103,7 +119,7 @@ def test_completions_are_blind_to_each_other_and_see_their_prompt(family: str) -
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_bfloat16_is_as_close_to_float32_as_padded_rows_are(family: str) -> None:
-    """The bound: the largest error over tokens is at most 1.5 times that of padded rows in the same precision."""
+    """The bound: the largest error over tokens is at most twice that of padded rows in the same precision."""
     case = random_case(3)
     backbone, model = tiny_model(family)
     exact = backbone.score(model, *case).logprobs.detach()
@@ -113,7 +129,7 @@ def test_bfloat16_is_as_close_to_float32_as_padded_rows_are(family: str) -> None
             low = backbone.score(model.bfloat16(), *case).logprobs
         assert low.dtype == torch.float32
         errors[backbone.logprobs] = float((low - exact).abs().max())
-    assert errors["shared_prefix"] <= 1.5 * errors["padded"]
+    assert errors["shared_prefix"] <= 2 * errors["padded"]
 
 
 def test_autocast_trains_float32_weights_in_bfloat16() -> None:

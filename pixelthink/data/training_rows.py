@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from abc import abstractmethod
 
+import numpy as np
+
 from pixelthink.data.base import SampleSource
 from pixelthink.data.difficulty import difficulties_for
 from pixelthink.data.files import duplicates
@@ -16,7 +18,9 @@ BORDER = 1.0
 
 
 class TrainingRows(SampleSource):
-    """Rows of `id, problem, solution, image`; the mask is not published, so evaluation on them is not possible.
+    """Rows of `id, problem, solution, image`; masks are not published, so evaluation on them is not possible.
+
+    Only of a row without any target is the mask known: it is empty.
 
     Args:
         path: Parquet file, folder of them, `save_to_disk` folder, or hub id.
@@ -97,6 +101,7 @@ class TrainingRows(SampleSource):
             id=name,
             image=image,
             question=str(row["problem"]),
+            mask=None if targets else np.zeros((image.height, image.width), dtype=bool),
             targets=tuple(_to_original(target, frame) for target in targets),
             difficulty=None if self._difficulties is None else self._difficulties[name],
             meta={"image_id": name},

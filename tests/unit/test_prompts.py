@@ -38,10 +38,10 @@ def test_the_visionreasoner_prompt() -> None:
     text = VisionReasonerPrompt().text("Dogs.")
     assert text == (
         'Please find "dogs" with bboxs and points.Compare the difference between object(s) and find the most closely '
-        "matched object(s).Output the thinking process in <think> </think> and final answer in <answer> </answer> tags."
-        "Output the bbox(es) and point(s) inside the interested object(s) in JSON format.i.e., <think> thinking "
-        'process here </think><answer>[{"bbox_2d": [10,100,200,210], "point_2d": [30,110]}, {"bbox_2d": [225,296,706,786], '
-        '"point_2d": [302,410]}]</answer>'
+        "matched object(s).Output the thinking process in <think> </think> and final answer in <answer> </answer> "
+        "tags.Output the bbox(es) and point(s) inside the interested object(s) in JSON format.i.e., <think> thinking "
+        'process here </think><answer>[{"bbox_2d": [10,100,200,210], "point_2d": [30,110]}, '
+        '{"bbox_2d": [225,296,706,786], "point_2d": [302,410]}]</answer>'
     )
     assert "output <answer>[]</answer>" in VisionReasonerPrompt(no_target=True).text("dogs")
 

@@ -171,6 +171,8 @@ def test_visionreasoner_rows_with_several_and_no_objects(tmp_path: Path) -> None
     file = training_rows(tmp_path / "a.parquet", json.dumps([one, one]), "[]", "[{}]")
     source = opened(VisionReasonerRows(str(file)))
     assert [len(check_sample(source[i]).targets) for i in range(2)] == [2, 0]
+    assert source[0].mask is None
+    assert source[1].mask is not None
     assert "a.parquet:2: solution, object 1: bbox_2d" in problem(source, 2)
 
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from jsonargparse import set_parsing_settings
+from jsonargparse import Namespace, set_parsing_settings
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
@@ -29,6 +29,7 @@ TRAINER_DEFAULTS = {
     "logger": {"class_path": "lightning.pytorch.loggers.TensorBoardLogger", "init_args": {"save_dir": "runs"}},
     "use_distributed_sampler": False,
     "log_every_n_steps": 1,
+    "default_root_dir": "runs",
     "plugins": [{"class_path": "pixelthink.checkpoint_io.AtomicCheckpointIO"}],
 }
 
@@ -55,7 +56,11 @@ class PixelThinkCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parses the list that `main` made of the command line."""
+        assert not isinstance(args, dict | Namespace)
         self.config = parser.parse_args(args)
+
+    def _parse_ckpt_path(self) -> None:
+        """Nothing: a checkpoint has no say in the configuration, and need not be read twice."""
 
     def before_instantiate_classes(self) -> None:
         """Refuses a checkpoint that is not there before anything is loaded; keeps no predictions in memory."""

@@ -43,6 +43,12 @@ class ResultsWriter(Callback):
         rows, self._rows = _gather(self._rows), []
         if not trainer.is_global_zero:
             return
+        try:
+            self._write_files(trainer, rows, with_metrics=with_metrics)
+        except OSError as error:
+            raise OSError(f"results cannot be written to {self.path}: {error.strerror or error}") from error
+
+    def _write_files(self, trainer: L.Trainer, rows: list[dict[str, Any]], *, with_metrics: bool) -> None:
         folder = Path(self.path)
         folder.mkdir(parents=True, exist_ok=True)
         write_rows_atomically(folder / "samples.jsonl", rows)

@@ -21,6 +21,7 @@ import json
 import os
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -29,6 +30,7 @@ import numpy as np
 
 from pixelthink.data.base import SampleSource
 from pixelthink.data.checks import check_sample
+from pixelthink.data.difficulty import difficulties_for
 from pixelthink.data.files import read_json
 from pixelthink.data.images import encode_png, open_rgb
 from pixelthink.geometry import decode_rle, encode_rle
@@ -156,10 +158,14 @@ class Checked(SampleSource):
 
     Args:
         path: The folder.
+        difficulty_file: JSON list of `{"image_id": id, "difficulty_score_model": 1…10}`, which takes the place of the
+            difficulties in the data set; each sample needs one.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, difficulty_file: str | None = None) -> None:
         self.path = path
+        self.difficulty_file = difficulty_file
+        self._difficulties: dict[str, float] | None = None
         self._parts: list[Path] | None = None
         self._ends: list[int] = []
         self._open: OrderedDict[int, pq.ParquetFile] = OrderedDict()
@@ -183,6 +189,8 @@ class Checked(SampleSource):
         if not self._ends or not self._ends[-1]:
             raise ValueError(f"{folder}: the data set has no rows")
         self._parts = [folder / name for name in parts]
+        if self.difficulty_file is not None:
+            self._difficulties = difficulties_for(self.difficulty_file, self.ids())
 
     def __len__(self) -> int:
         if self._parts is None:
@@ -196,9 +204,12 @@ class Checked(SampleSource):
         row = index - (self._ends[part - 1] if part else 0)
         assert self._parts is not None
         try:
-            return row_to_sample(self._read(part, row))
+            sample = row_to_sample(self._read(part, row))
         except (ValueError, OSError) as error:
             raise row_error(self._parts[part], row, error) from None
+        if self._difficulties is None:
+            return sample
+        return replace(sample, difficulty=self._difficulties[sample.id])
 
     def ids(self) -> list[str]:
         import pyarrow.parquet as pq

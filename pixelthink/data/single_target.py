@@ -1,0 +1,37 @@
+"""Questions with several objects, for models that answer with one box."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from pixelthink.data.base import SampleSource
+from pixelthink.geometry import target_from_mask
+from pixelthink.types import Sample
+
+
+class SingleTarget(SampleSource):
+    """Makes the whole mask of each sample its one target, as ReasonSeg's evaluation takes it.
+
+    Args:
+        samples: Samples with any number of objects; one without any is an error, for a box cannot say so.
+    """
+
+    def __init__(self, samples: SampleSource) -> None:
+        self.samples = samples
+
+    def setup(self) -> None:
+        self.samples.setup()
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> Sample:
+        sample = self.samples[index]
+        if sample.mask is None or not sample.mask.any():
+            unknown = "an unknown mask" if sample.mask is None else "no target"
+            raise ValueError(f"sample {sample.id!r} has {unknown}, so it cannot have a single target")
+        return replace(sample, targets=(target_from_mask(sample.mask),))
+
+    def ids(self) -> Sequence[str]:
+        return self.samples.ids()

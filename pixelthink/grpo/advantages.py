@@ -17,7 +17,7 @@ def group_advantages(scores: Tensor, group_size: int, scale_by_std: bool = True,
         eps: Added to the std.
 
     Returns:
-        Advantages, (N,). A group of one has no peers, so its advantage is 0.
+        Advantages, (N,). A group of one has no peers, so its advantage is 0; so are those of equal scores, exactly.
 
     Raises:
         ValueError: if the scores do not divide into groups or are not finite.
@@ -27,7 +27,8 @@ def group_advantages(scores: Tensor, group_size: int, scale_by_std: bool = True,
     if not bool(scores.isfinite().all()):
         raise ValueError("group_advantages: a score is not finite")
     groups = scores.view(-1, group_size)
-    centred = groups - groups.mean(dim=1, keepdim=True)
+    flat = groups.amax(dim=1, keepdim=True) == groups.amin(dim=1, keepdim=True)
+    centred = (groups - groups.mean(dim=1, keepdim=True)).masked_fill(flat, 0.0)  # else the mean's rounding over 1e-6
     if scale_by_std and group_size > 1:
         centred = centred / (groups.std(dim=1, keepdim=True) + eps)
     return centred.reshape(-1)

@@ -46,6 +46,11 @@ def test_advantages_by_hand() -> None:
     assert flat_group_share(scores, 2) == 0.5
 
 
+@pytest.mark.parametrize("score", [3.7, 0.1, 1e6 / 3])
+def test_equal_scores_teach_nothing_whatever_their_mean_rounds_to(score: float) -> None:
+    assert torch.equal(group_advantages(torch.full((8,), score), 8), torch.zeros(8))
+
+
 @pytest.mark.parametrize(
     ("scores", "size"), [(torch.ones(5), 2), (torch.ones(2, 2), 2), (torch.tensor([1.0, float("nan")]), 2)]
 )

@@ -16,8 +16,10 @@ from PIL import Image
 import pixelthink.data.prepare as preparing
 from pixelthink.data.base import SampleSource
 from pixelthink.data.checked import Checked, sample_to_row, validate
+from pixelthink.data.loader import EpochSampler, ResumableLoader
 from pixelthink.data.prepare import PrepareOptions, prepare
 from pixelthink.data.shape_scenes import ShapeScenes
+from pixelthink.data.single_target import SingleTarget
 from pixelthink.geometry import target_from_mask
 from pixelthink.types import Sample
 from tests.photos import PHOTOS, needs_photos
@@ -255,6 +257,37 @@ def test_what_is_no_data_set(tmp_path: Path) -> None:
     (tmp_path / "a" / "part-00000.parquet").unlink()
     with pytest.raises(ValueError, match=r"part-00000\.parquet: the part is missing"):
         opened(tmp_path / "a")
+
+
+def test_dataloader_workers_read_what_their_parent_has_open(tmp_path: Path) -> None:
+    prepare(ShapeScenes(size=12), tmp_path, PrepareOptions(rows_per_part=5))
+    made = opened(tmp_path)
+    assert made[7].id == "shapes-train-0-7"
+    loader = ResumableLoader(made, EpochSampler(12, 4), collate_fn=lambda batch: [s.id for s in batch], num_workers=2)
+    assert [name for batch in loader for name in batch] == list(made.ids())
+
+
+def test_difficulties_of_a_file_take_the_place_of_the_stored_ones(tmp_path: Path) -> None:
+    prepare(ShapeScenes(size=2), tmp_path / "a")
+    file = tmp_path / "d.json"
+    rows = [{"image_id": f"shapes-train-0-{i}", "difficulty_score_model": 7.0 + i} for i in range(2)]
+    file.write_text(json.dumps(rows))
+    made = Checked(str(tmp_path / "a"), difficulty_file=str(file))
+    made.setup()
+    assert [made[0].difficulty, made[1].difficulty] == [7.0, 8.0]
+    file.write_text(json.dumps(rows[:1]))
+    with pytest.raises(ValueError, match="no difficulty for 1 of 2 ids: 'shapes-train-0-1'"):
+        Checked(str(tmp_path / "a"), difficulty_file=str(file)).setup()
+
+
+def test_a_single_target_is_the_whole_mask() -> None:
+    mask = np.zeros((10, 12), dtype=bool)
+    mask[1, 1] = mask[8, 9] = True
+    parts = tuple(target_from_mask(np.where(np.arange(10)[:, None] == y, mask, False)) for y in (1, 8))
+    source = SingleTarget(Listed(sample("a", mask=mask, ignore=None, targets=parts), sample("b", mask=mask & False)))
+    assert [target.box_xyxy for target in source[0].targets] == [(1.0, 1.0, 9.0, 8.0)]
+    with pytest.raises(ValueError, match="sample 'b' has no target"):
+        source[1]
 
 
 def test_few_parts_stay_open(tmp_path: Path) -> None:

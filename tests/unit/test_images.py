@@ -71,6 +71,7 @@ def test_absurdly_large_images_are_refused_before_they_are_decoded(size: tuple[i
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"])
 def test_truncated_files_of_every_format_are_one_line(tmp_path: Path, form: str) -> None:
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 40, 3), dtype=np.uint8))

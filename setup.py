@@ -10,7 +10,7 @@ setup(
     description="Train, evaluate and run reasoning-segmentation models that think only as long as a question needs",
     long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
-    license="Apache-2.0",
+    license="MIT",
     python_requires=">=3.11",
     packages=find_packages(include=["pixelthink", "pixelthink.*"]),
     install_requires=[

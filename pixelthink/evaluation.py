@@ -18,7 +18,7 @@ from pixelthink.parsing import Answer, parse_completion
 from pixelthink.policies.base import PolicyBackbone
 from pixelthink.rollouts.base import RolloutEngine, SamplingConfig
 from pixelthink.segmenters.base import SegmentationRequest, Segmenter
-from pixelthink.types import Completion, Prediction, Prompt, PromptBatch, Target
+from pixelthink.types import Box, Completion, Point, Prediction, Prompt, PromptBatch, Target
 
 
 @dataclass(frozen=True)
@@ -151,23 +151,34 @@ class PolicyModule(L.LightningModule):
 def segment_answers(
     prompts: Sequence[Prompt], completions: Sequence[Completion], answers: Sequence[Answer], segmenter: Segmenter
 ) -> list[Prediction]:
-    """Masks of parsed answers. One that cannot be used gets an empty mask and keeps its reason; none is dropped."""
-    targets = [_original_target(prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)]
-    usable = [i for i, target in enumerate(targets) if target is not None]
-    requests = [SegmentationRequest(prompts[i].sample.image, (targets[i],)) for i in usable]  # type: ignore[arg-type]
-    masks = dict(zip(usable, segmenter.segment(requests), strict=True)) if requests else {}
+    """Masks of parsed answers, each the union of its objects.
+
+    An answer that cannot be used, and one that names no object, gets an empty mask; none is dropped, and what failed
+    keeps its reason.
+    """
+    objects = [answered_objects(prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)]
+    asked = [i for i, found in enumerate(objects) if found]
+    requests = [SegmentationRequest(prompts[i].sample.image, objects[i]) for i in asked]
+    masks = dict(zip(asked, segmenter.segment(requests), strict=True)) if requests else {}
     predictions = []
     for i, (prompt, completion, answer) in enumerate(zip(prompts, completions, answers, strict=True)):
         width, height = prompt.sample.image.size
-        empty = np.zeros((height, width), dtype=bool)
-        predictions.append(Prediction(prompt, completion, answer, masks.get(i, empty), answer.failure))
+        mask = masks.get(i, np.zeros((height, width), dtype=bool))
+        predictions.append(Prediction(prompt, completion, answer, mask, answer.failure, objects[i]))
     return predictions
 
 
-def _original_target(prompt: Prompt, answer: Answer) -> Target | None:
-    """The answered object in original pixels, inside the image; None where the answer cannot be used."""
-    if answer.failure is not None or answer.box_xyxy is None or answer.points_xy is None:
-        return None
-    first, second = answer.points_xy[0], answer.points_xy[-1]
-    target = prompt.frame.target_to_original(Target(answer.box_xyxy, (first, second)))
-    return clip_target(target, *prompt.sample.image.size)
+def answered_objects(prompt: Prompt, answer: Answer) -> tuple[Target, ...]:
+    """The answered objects in original pixels, inside the image; none where the answer cannot be used."""
+    if answer.failure is not None:
+        return ()
+    found = [(o.box_xyxy, (o.point_xy, o.point_xy)) for o in answer.objects]
+    if not found and answer.box_xyxy is not None and answer.points_xy is not None:
+        found = [(answer.box_xyxy, (answer.points_xy[0], answer.points_xy[-1]))]
+    return tuple(
+        clip_target(
+            prompt.frame.target_to_original(Target(cast("Box", box), cast("tuple[Point, Point]", points))),
+            *prompt.sample.image.size,
+        )
+        for box, points in found
+    )

@@ -31,6 +31,7 @@ from pixelthink.evaluation import EvaluationConfig, PolicyModule
 from pixelthink.grpo.advantages import flat_group_share, group_advantages
 from pixelthink.grpo.experience import Experience, minibatches
 from pixelthink.grpo.loss import GRPOConfig, LossInputs, grpo_loss
+from pixelthink.grpo.micro_batches import in_order, micro_batches, that_teach
 from pixelthink.policies.base import EncodedPrompt, PolicyBackbone
 from pixelthink.rewards.base import Reward
 from pixelthink.rewards.composite import PixelThinkReward
@@ -105,9 +106,10 @@ class GRPOModule(PolicyModule):
 
     def collect_logprobs(self, rollout: RolloutBatch, advantages: Tensor) -> Experience[EncodedPrompt]:
         """Scores completions under the reference and, where several minibatches follow, under the policy as it is."""
+        assert self.policy is not None
         completions = tuple(torch.tensor(c.token_ids) for c in rollout.completions)
         experience = Experience(
-            prompts=self.backbone.encode(rollout.prompts),
+            prompts=self.backbone.share_images(self.policy, self.backbone.encode(rollout.prompts)),
             completions=completions,
             prompt_index=tuple(i // rollout.group_size for i in range(len(completions))),
             mask=pad_sequence([torch.ones(len(c), dtype=torch.bool) for c in completions], True).to(self.device),
@@ -122,17 +124,15 @@ class GRPOModule(PolicyModule):
     def frozen_logprobs(self, model: nn.Module | None, experience: Experience[EncodedPrompt]) -> Tensor:
         """Log-probabilities of all completions under a model, (N, T), without gradient."""
         assert model is not None
-        pieces = [
-            self.backbone.score(model, piece.prompts, piece.completions, piece.prompt_index).logprobs
-            for piece in experience.split(self.grpo.micro_batch_size)
-        ]
-        return pad_sequence([row for piece in pieces for row in piece], batch_first=True)
+        pieces = micro_batches(experience, self.grpo, self.backbone.shares_prefix)
+        scores = [self.backbone.score(model, p.prompts, p.completions, p.prompt_index).logprobs for p in pieces]
+        return in_order(scores, pieces)
 
     def update(self, minibatch: Experience[EncodedPrompt]) -> dict[str, Tensor]:
         """One optimizer step. The split into micro-batches and processes does not change the gradient."""
         tokens = self.trainer.strategy.reduce(minibatch.token_count.float(), reduce_op="sum")
         totals: dict[str, Tensor] = {}
-        for piece in minibatch.split(self.grpo.micro_batch_size):
+        for piece in micro_batches(that_teach(minibatch, self.grpo), self.grpo, self.backbone.shares_prefix):
             output = grpo_loss(self.loss_inputs(piece), self.grpo, normalizer=tokens)
             self.manual_backward(output.loss * self.trainer.world_size)  # DDP averages what has to be summed
             for name, value in {"loss": output.loss.detach(), **output.stats}.items():

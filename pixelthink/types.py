@@ -218,6 +218,7 @@ class Prediction:
         answer: The response, parsed; in answer coordinates.
         mask: Predicted mask in original pixels, bool (H, W); empty where the answer could not be used.
         failure: Why the mask is empty, or None.
+        objects: The answered objects in original pixels, inside the image; none where the answer could not be used.
     """
 
     prompt: Prompt
@@ -225,6 +226,7 @@ class Prediction:
     answer: Answer
     mask: np.ndarray
     failure: str | None
+    objects: tuple[Target, ...] = ()
 
     def to(self, *target: Any, **options: Any) -> Prediction:
         """Itself: Lightning moves what it collects, and there is no tensor to move."""

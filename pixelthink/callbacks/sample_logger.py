@@ -71,13 +71,13 @@ def draw_panel(prediction: Prediction, side: int = 336) -> np.ndarray:
     Returns:
         uint8 RGB (height, width, 3).
     """
-    sample, answered = prediction.prompt.sample, _answered(prediction)
+    sample = prediction.prompt.sample
     scale = side / max(sample.image.size)
     size = (round(sample.image.width * scale), round(sample.image.height * scale))
     left, right = (sample.image.resize(size, Image.Resampling.NEAREST) for _ in range(2))
     left = _draw_targets(_draw_mask(left, sample.mask, TRUE_COLOR), sample.targets, TRUE_COLOR, scale)
     right = _draw_boxes(_draw_mask(right, prediction.mask, PREDICTED_COLOR), sample.targets, TRUE_COLOR, scale)
-    right = _draw_targets(right, answered, PREDICTED_COLOR, scale)
+    right = _draw_targets(right, prediction.objects, PREDICTED_COLOR, scale)
     text = _caption(prediction, columns=max(20, 2 * size[0] // 8))
     panel = Image.new("RGB", (2 * size[0] + 4, size[1] + HEADER + LINE * len(text) + 8), "white")
     panel.paste(left, (0, HEADER))
@@ -104,15 +104,6 @@ def _headline(prediction: Prediction) -> str:
         return "answer"
     union = (truth | prediction.mask).sum()
     return f"answer, IoU {(truth & prediction.mask).sum() / union if union else 1.0:.2f}"
-
-
-def _answered(prediction: Prediction) -> tuple[Target, ...]:
-    """The answered object in original pixels, if any."""
-    answer = prediction.answer
-    if answer.failure is not None or answer.box_xyxy is None or answer.points_xy is None:
-        return ()
-    target = Target(answer.box_xyxy, (answer.points_xy[0], answer.points_xy[-1]))
-    return (prediction.prompt.frame.target_to_original(target),)
 
 
 def _draw_mask(picture: Image.Image, mask: np.ndarray | None, color: Color) -> Image.Image:

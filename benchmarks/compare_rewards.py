@@ -106,9 +106,7 @@ def compare(baseline: Sequence[Metrics], ours: Sequence[Metrics]) -> str:
     gained = mean(ours, "giou") - mean(baseline, "giou")
     hard = mean(ours, "giou/hard") - mean(baseline, "giou/hard")
     ratio = statistics.mean(run["reasoning_tokens/hard"] / run["reasoning_tokens/easy"] for run in ours)
-    return (
-        f"{saved:+.0%} reasoning tokens saved, gIoU {gained:+.3f}, gIoU on hard {hard:+.3f}, hard/easy tokens {ratio:.2f}"
-    )
+    return f"{saved:.0%} fewer reasoning tokens, gIoU {gained:+.3f}, on hard {hard:+.3f}, hard/easy tokens {ratio:.2f}"
 
 
 def main(config: str = "configs/tiny.yaml", output: str = "runs/compare", seeds: tuple[int, ...] = (0, 1, 2)) -> None:

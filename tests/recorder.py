@@ -24,7 +24,9 @@ class StepRecorder(Callback):
         self.path = path
         self.kill_before_step = kill_before_step
 
-    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
         self.ids = [prompt.sample.id for prompt in batch.prompts]
         if trainer.global_step == self.kill_before_step:
             os.kill(os.getpid(), signal.SIGKILL)

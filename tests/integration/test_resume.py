@@ -23,9 +23,7 @@ def fit(folder: Path, policy: str, *arguments: str) -> subprocess.CompletedProce
         f"{{dirpath: {folder}/checkpoints, save_last: true, every_n_train_steps: 1}}}}"
     )
     kill = next((a.split("=")[1] for a in arguments if a.startswith("kill=")), "-1")
-    recorder = (
-        f"{{class_path: StepRecorder, init_args: {{path: {folder}/steps.jsonl, kill_before_step: {kill}}}}}"
-    )
+    recorder = f"{{class_path: StepRecorder, init_args: {{path: {folder}/steps.jsonl, kill_before_step: {kill}}}}}"
     command = [
         *(sys.executable, "-m", "pixelthink", "fit", "--config", str(ROOT / "configs/tiny.yaml")),
         *(f"--model.policy.path={policy}", "--model.grpo.minibatches=2", "--model.sampling.max_new_tokens=12"),

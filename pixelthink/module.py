@@ -72,7 +72,7 @@ class GRPOModule(PolicyModule):
     ) -> None:
         super().__init__(policy, rollout, segmenter, evaluation)
         self.automatic_optimization = False
-        self.strict_loading = False  # the reference is not in checkpoints, see on_save_checkpoint
+        self.strict_loading = False  # the reference is not in checkpoints; on_load_checkpoint is strict about the rest
         self.reward = resolved(reward)
         self.sampling = sampling
         self.grpo = grpo
@@ -185,3 +185,17 @@ class GRPOModule(PolicyModule):
         """Leaves the frozen reference out: it is loaded from where the policy started."""
         state = checkpoint["state_dict"]
         checkpoint["state_dict"] = {k: v for k, v in state.items() if not k.startswith("reference.")}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuses a checkpoint of another policy, which loading without the reference's weights would let pass.
+
+        Raises:
+            ValueError: weights of the policy are missing, or there are others; one line that names the first.
+        """
+        if "state_dict" not in checkpoint:  # a sharded checkpoint, which its strategy has loaded
+            return
+        own = {name for name in self.state_dict() if not name.startswith("reference.")}
+        found = {name for name in checkpoint["state_dict"] if not name.startswith("reference.")}
+        for names, what in ((own - found, "lacks"), (found - own, "has, besides the policy's,")):
+            if names:
+                raise ValueError(f"the checkpoint is another policy's: it {what} {len(names)} weights, {min(names)!r} first")

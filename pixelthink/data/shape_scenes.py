@@ -247,7 +247,7 @@ def reference_reasoning(
     work = query.steps or " compare all of them."
     return {
         "verbose": f"i see {seen}. now follow the question.{work} {found} check again, yes, {found}",
-        "steps": f"{query.steps} {found}".strip(),
+        "steps": f"follow{query.steps} {found}" if query.steps else found,
         "brief": found,
         "caption": f"i see {seen}",
     }

@@ -1,0 +1,63 @@
+"""Recipes of the cold start: which sample shows what, and the response that is learned."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from pixelthink.data.collate import Collate
+from pixelthink.data.prompts import ShortPrompt
+from pixelthink.data.shape_scenes import ShapeScenes
+from pixelthink.parsing import parse_completion
+from pixelthink.policies.qwen_vl import Qwen25VL
+from pixelthink.sft import Recipe, SFTModule
+
+
+def module(path: Path | str, *recipes: Recipe) -> SFTModule:
+    built = SFTModule(Qwen25VL(str(path), dtype="float32"), list(recipes))
+    built.backbone.setup()
+    return built
+
+
+def test_samples_are_divided_by_weight(tiny_policy_path: Path) -> None:
+    built = module(tiny_policy_path, Recipe("verbose", 3.0), Recipe("brief", 1.0), Recipe("steps", first_step=1))
+    counts = Counter(built.recipe_of(f"sample-{i}").reasoning for i in range(4000))
+    assert set(counts) == {"verbose", "brief"}
+    assert abs(counts["verbose"] - 3000) < 4 * (4000 * 0.75 * 0.25) ** 0.5
+
+
+def test_the_learned_response_parses_to_the_target(tiny_policy_path: Path) -> None:
+    built = module(tiny_policy_path, Recipe("steps", prompt=ShortPrompt(" be brief.")))
+    sample = ShapeScenes(size=1)[0]
+    prompt, ids = built.example(Collate(ShortPrompt(), (112, 112), "pixels").prompt(sample))
+    assert prompt.messages[-1]["content"][1]["text"] == f"find {sample.question}. be brief."
+    assert ids[-1].item() == built.backbone.stop_token_ids[0]
+    answer = parse_completion(built.backbone.processor.tokenizer.decode(ids[:-1]))
+    assert answer.think_ok
+    assert answer.reasoning == sample.reasoning["steps"]
+    assert answer.box_xyxy == sample.targets[0].box_xyxy
+    assert answer.points_xy == sample.targets[0].points_xy
+
+
+def test_a_caption_ends_with_the_reasoning(tiny_policy_path: Path) -> None:
+    built = module(tiny_policy_path, Recipe("caption", answer=False))
+    sample = ShapeScenes(size=1)[0]
+    _, ids = built.example(Collate(ShortPrompt(), (112, 112), "pixels").prompt(sample))
+    text = built.backbone.processor.tokenizer.decode(ids[:-1])
+    assert text == f"<think>{sample.reasoning['caption']}</think>"
+
+
+def test_missing_reasoning_names_the_sample(tiny_policy_path: Path) -> None:
+    built = module(tiny_policy_path, Recipe("long"))
+    prompt = Collate(ShortPrompt(), (112, 112), "pixels").prompt(ShapeScenes(size=1)[0])
+    with pytest.raises(ValueError, match="sample 'shapes-train-0-0' has no 'long' reasoning; it has: verbose"):
+        built.example(prompt)
+
+
+def test_recipes_that_never_show_are_refused() -> None:
+    with pytest.raises(ValueError, match="no step lies from 5 to 5"):
+        Recipe("brief", first_step=5, last_step=5)
+    with pytest.raises(ValueError, match="weight must be positive"):
+        Recipe("brief", weight=0.0)

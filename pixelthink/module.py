@@ -198,4 +198,6 @@ class GRPOModule(PolicyModule):
         found = {name for name in checkpoint["state_dict"] if not name.startswith("reference.")}
         for names, what in ((own - found, "lacks"), (found - own, "has, besides the policy's,")):
             if names:
-                raise ValueError(f"the checkpoint is another policy's: it {what} {len(names)} weights, {min(names)!r} first")
+                raise ValueError(
+                    f"the checkpoint is another policy's: it {what} {len(names)} weights, {min(names)!r} first"
+                )

@@ -34,6 +34,8 @@ lint: $(STAMP) ## ruff and mypy
 
 tiny-policy: $(STAMP) ## make assets/tiny_policy anew from nothing (about 25 minutes on 2 cores)
 	$(BIN)/python -m pixelthink fit --config configs/tiny_sft.yaml
+	rm -rf assets/tiny_policy
+	cp -r runs/tiny_sft/policy assets/tiny_policy
 
 table: $(STAMP) ## train with three rewards from three seeds and print docs/results.md's table (about an hour)
 	$(BIN)/python benchmarks/compare_rewards.py

@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 from jsonargparse import lazy_instance
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from torch.optim import AdamW, Optimizer
@@ -82,11 +83,17 @@ class GRPOModule(PolicyModule):
 
     def configure_model(self) -> None:
         super().configure_model()
-        if self.reference is None and self.policy is not None and self.grpo.kl_coef > 0:
+        fits = self._trainer is None or self.trainer.state.fn == TrainerFn.FITTING
+        if fits and self.reference is None and self.policy is not None and self.grpo.kl_coef > 0:
             self.reference = copy.deepcopy(self.policy).eval().requires_grad_(False)
 
     def on_fit_start(self) -> None:
         super().on_fit_start()
+        if self.trainer.world_size > 1 and self.grpo.micro_batch_tokens:
+            raise ValueError(
+                "grpo.micro_batch_tokens may give processes different numbers of backward passes, which several "
+                "processes cannot wait for: use micro_batch_size there"
+            )
         self.run_seed = torch.initial_seed() % 2**31
 
     def configure_optimizers(self) -> Optimizer:
@@ -132,7 +139,8 @@ class GRPOModule(PolicyModule):
         """One optimizer step. The split into micro-batches and processes does not change the gradient."""
         tokens = self.trainer.strategy.reduce(minibatch.token_count.float(), reduce_op="sum")
         totals: dict[str, Tensor] = {}
-        for piece in micro_batches(that_teach(minibatch, self.grpo), self.grpo, self.backbone.shares_prefix):
+        teaching = that_teach(minibatch, self.grpo) if self.trainer.world_size == 1 else minibatch
+        for piece in micro_batches(teaching, self.grpo, self.backbone.shares_prefix):
             output = grpo_loss(self.loss_inputs(piece), self.grpo, normalizer=tokens)
             self.manual_backward(output.loss * self.trainer.world_size)  # DDP averages what has to be summed
             for name, value in {"loss": output.loss.detach(), **output.stats}.items():

@@ -21,15 +21,15 @@ from jsonargparse import CLI
 
 REWARDS = {
     "accuracy only": ("--model.reward.length=NoLengthScore",),
-    "released rule": (
-        "--model.reward.length=ReleasedBudget",
-        "--model.reward.length.length_mode=reasoning_tokens",
-        "--model.reward.length.easy_budget=8",
-        "--model.reward.length.hard_budget=24",
-        "--model.reward.length.uncertainty_weight=4",
-        "--model.reward.length.slope=30",
+    "released rule": (),
+    "TokenBudget": (
+        "--model.reward.length=TokenBudget",
+        "--model.reward.length.easy_tokens=8",
+        "--model.reward.length.hard_tokens=24",
+        "--model.reward.length.uncertainty_tokens=4",
+        "--model.reward.length.easy_bonus=0.05",
+        "--model.reward.length.hard_bonus=0.02",
     ),
-    "TokenBudget": (),
 }
 COLUMNS = {
     "tokens easy": "reasoning_tokens/easy",
@@ -119,7 +119,7 @@ def main(config: str = "configs/tiny.yaml", output: str = "runs/compare", seeds:
     """Runs what is missing and prints the table.
 
     Args:
-        config: Run configuration, whose reward is TokenBudget.
+        config: Run configuration, whose reward is the released rule.
         output: Folder of all runs.
         seeds: One run a reward and seed.
     """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import traceback
+import warnings
 from argparse import ArgumentError
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,6 +33,15 @@ TRAINER_DEFAULTS = {
     "default_root_dir": "runs",
     "plugins": [{"class_path": "pixelthink.checkpoint_io.AtomicCheckpointIO"}],
 }
+
+
+EXPECTED_WARNINGS = (
+    r".*isinstance\(treespec, LeafSpec\).*",  # Lightning against a newer torch
+    r"Found \d+ module\(s\) in eval mode",  # the frozen reference
+    r"Using ModelCheckpoint with manual optimization",  # checkpoints shall hold the state after the step
+    r"Total length of `list` across ranks is zero",  # a run without validation
+)
+"""Lightning's warnings about what this package does on purpose."""
 
 
 class PixelThinkCLI(LightningCLI):
@@ -81,6 +91,8 @@ def main(args: Sequence[str] | None = None) -> None:
     Args:
         args: Command line without the program's name; None takes the process's own.
     """
+    for message in EXPECTED_WARNINGS:
+        warnings.filterwarnings("ignore", message=message)
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(os.cpu_count() or 1)
     try:

@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import LambdaLR
 class MuonWithAdamW(Optimizer):
     """Muon for hidden weight matrices, AdamW for everything else, as Muon's authors advise.
 
-    On the tiny policy Muon reached in 150 steps what AdamW had not in 600 (docs/shape_scenes.md).
+    After 150 steps of a cold start it had 44 % of the numbers right, AdamW alone 5 % (docs/shape_scenes.md).
 
     Args:
         params: The parameters.

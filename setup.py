@@ -32,8 +32,9 @@ setup(
         "tqdm>=4.60",
     ],
     extras_require={
-        "vllm": ["vllm>=0.11"],
+        "vllm": ["vllm>=0.32"],
         "sam2": ["sam2>=1.1"],
+        "peft": ["peft>=0.18"],
         "bitsandbytes": ["bitsandbytes>=0.48"],
         "dev": ["pytest>=8", "hypothesis>=6.100", "ruff>=0.12", "mypy>=1.15"],
     },

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, cast
 
 import lightning as L
@@ -18,7 +18,8 @@ from pixelthink.parsing import Answer, parse_completion
 from pixelthink.policies.base import PolicyBackbone
 from pixelthink.rollouts.base import RolloutEngine, SamplingConfig
 from pixelthink.segmenters.base import SegmentationRequest, Segmenter
-from pixelthink.types import Box, Completion, Point, Prediction, Prompt, PromptBatch, Target
+from pixelthink.timing import now
+from pixelthink.types import Box, Completion, Point, Prediction, Prompt, PromptBatch, Target, Timings
 
 
 @dataclass(frozen=True)
@@ -159,13 +160,23 @@ def segment_answers(
     objects = [answered_objects(prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)]
     asked = [i for i, found in enumerate(objects) if found]
     requests = [SegmentationRequest(prompts[i].sample.image, objects[i]) for i in asked]
+    started = now()
     masks = dict(zip(asked, segmenter.segment(requests), strict=True)) if requests else {}
+    share_ms = 1000 * (now() - started) / max(1, len(requests))
     predictions = []
     for i, (prompt, completion, answer) in enumerate(zip(prompts, completions, answers, strict=True)):
         width, height = prompt.sample.image.size
         mask = masks.get(i, np.zeros((height, width), dtype=bool))
-        predictions.append(Prediction(prompt, completion, answer, mask, answer.failure, objects[i]))
+        timings = answer_timings(prompt, completion, segmentation_ms=share_ms if i in masks else 0.0)
+        predictions.append(Prediction(prompt, completion, answer, mask, answer.failure, objects[i], timings))
     return predictions
+
+
+def answer_timings(prompt: Prompt, completion: Completion, segmentation_ms: float) -> Timings:
+    """The stages of one answer; the preparation is the resize plus the engine's part, where both were measured."""
+    resize, processor = prompt.preparation_ms, completion.timings.preparation_ms
+    preparation = None if resize is None or processor is None else resize + processor
+    return replace(completion.timings, preparation_ms=preparation, segmentation_ms=segmentation_ms)
 
 
 def answered_objects(prompt: Prompt, answer: Answer) -> tuple[Target, ...]:

@@ -108,6 +108,11 @@ def parse_completion(text: str, style: str = "single") -> Answer:
     raise ValueError(f"unknown answer style {style!r}; known: {', '.join(STYLES)}")
 
 
+def answer_text(text: str) -> str:
+    """What stands inside the first `<answer>…</answer>`, stripped; "" where there is none."""
+    return (_between(text, "<answer>", "</answer>") or "").strip()
+
+
 def _parse_single(text: str) -> Answer:
     """One object: `{"bbox": [x1, y1, x2, y2], "points_1": [x, y], "points_2": [x, y]}` anywhere in the text."""
     reasoning, think_ok = _reasoning(text), _think_ok(text)

@@ -75,6 +75,36 @@ class Sample:
 
 
 @dataclass(frozen=True)
+class Timings:
+    """Milliseconds that one answer took, stage by stage; None where nobody measured a stage.
+
+    Samples are answered in batches, so each number is a *share of a batch's wall-clock time*: what a batch takes
+    together is divided evenly by its samples, and decoding in proportion to their tokens. The shares of a batch add up
+    to its time, which makes means and throughput right; one sample answered alone would take longer.
+
+    Attributes:
+        preparation_ms: From the image to what the model takes: the resize to model size, and the processor's patches
+            where the engine makes them apart from the prefill. In a dataloader's worker the resize overlaps with the
+            rest.
+        prefill_ms: Vision tower and prompt, up to the first token's distribution.
+        decoding_ms: All tokens of the response.
+        segmentation_ms: From the parsed answer to the mask; 0 where there was nothing to segment.
+    """
+
+    preparation_ms: float | None = None
+    prefill_ms: float | None = None
+    decoding_ms: float | None = None
+    segmentation_ms: float | None = None
+
+    @property
+    def total_ms(self) -> float | None:
+        """Sum of the stages; None unless all were measured."""
+        stages = (self.preparation_ms, self.prefill_ms, self.decoding_ms, self.segmentation_ms)
+        known = [stage for stage in stages if stage is not None]
+        return sum(known) if len(known) == len(stages) else None
+
+
+@dataclass(frozen=True)
 class Prompt:
     """A sample made ready for a model.
 
@@ -84,6 +114,7 @@ class Prompt:
         image: The image at model size.
         frame: Original pixels ↔ answer coordinates.
         targets: The sample's targets in answer coordinates.
+        preparation_ms: Milliseconds that making `image` took; None where nobody measured it.
     """
 
     sample: Sample
@@ -91,6 +122,7 @@ class Prompt:
     image: Image.Image
     frame: CoordinateFrame
     targets: tuple[Target, ...]
+    preparation_ms: float | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
@@ -114,6 +146,8 @@ class Completion:
         finish_reason: "stop" where the end token was sampled, "length" where the limit cut it off.
         reasoning_tokens: Number of tokens inside `<think>`, 0 where there is none.
         uncertainty: Mean top-2 uncertainty of the tokens in [0, 1]; None where the engine gave no top-2.
+        answer_tokens: Number of tokens inside `<answer>`, 0 where there is none; None where nobody counted them.
+        timings: The engine's share of the answer's time: its part of the preparation, prefill and decoding.
     """
 
     token_ids: tuple[int, ...]
@@ -122,6 +156,8 @@ class Completion:
     finish_reason: Literal["stop", "length"]
     reasoning_tokens: int
     uncertainty: float | None
+    answer_tokens: int | None = None
+    timings: Timings = field(default=Timings(), compare=False)
 
 
 @dataclass(frozen=True)
@@ -219,6 +255,7 @@ class Prediction:
         mask: Predicted mask in original pixels, bool (H, W); empty where the answer could not be used.
         failure: Why the mask is empty, or None.
         objects: The answered objects in original pixels, inside the image; none where the answer could not be used.
+        timings: Where the time went, from the image to the mask.
     """
 
     prompt: Prompt
@@ -227,6 +264,7 @@ class Prediction:
     mask: np.ndarray
     failure: str | None
     objects: tuple[Target, ...] = ()
+    timings: Timings = field(default=Timings(), compare=False)
 
     def to(self, *target: Any, **options: Any) -> Prediction:
         """Itself: Lightning moves what it collects, and there is no tensor to move."""

@@ -10,6 +10,7 @@ from PIL import Image
 from pixelthink.data.checks import check_sample
 from pixelthink.data.prompts import PromptStyle
 from pixelthink.geometry import AnswerConvention, CoordinateFrame
+from pixelthink.timing import now
 from pixelthink.types import Prompt, PromptBatch, Sample
 
 
@@ -35,11 +36,13 @@ class Collate:
         """
         check_sample(sample)
         frame = CoordinateFrame(sample.image.size, self.image_size, self.convention)
+        started = now()
         image = sample.image
         if image.size != self.image_size:
             image = image.resize(self.image_size, Image.Resampling.BICUBIC)
+        milliseconds = (now() - started) * 1000
         targets = tuple(frame.target_to_answer(target) for target in sample.targets)
-        return Prompt(sample, self.style.messages(sample.question), image, frame, targets)
+        return Prompt(sample, self.style.messages(sample.question), image, frame, targets, milliseconds)
 
     def __call__(self, samples: Sequence[Sample]) -> PromptBatch:
         return PromptBatch(tuple(self.prompt(sample) for sample in samples))

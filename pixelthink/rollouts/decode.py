@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from pixelthink.rollouts.base import SamplingConfig
 from pixelthink.rollouts.group_cache import IDLE, GroupCache
 from pixelthink.rollouts.sampling import draw
+from pixelthink.timing import now
 
 if TYPE_CHECKING:
     from pixelthink.policies.base import EncodedPrompt, PolicyBackbone
@@ -32,6 +33,8 @@ class Decoded:
         top_logprobs: The most likely tokens' at each step, best first, float32 (N, T, k).
         lengths: Tokens of each completion, the stop token included, int64 (N,).
         stopped: Whether a stop token ended it, bool (N,).
+        prefill_seconds: Wall-clock time until all prompts were read.
+        decode_seconds: Wall-clock time from there until the last completion ended.
     """
 
     token_ids: Tensor
@@ -39,6 +42,8 @@ class Decoded:
     top_logprobs: Tensor
     lengths: Tensor
     stopped: Tensor
+    prefill_seconds: float = 0.0
+    decode_seconds: float = 0.0
 
 
 @dataclass
@@ -96,8 +101,10 @@ def decode_groups(
     forbidden = torch.tensor(backbone.forbidden_token_ids, dtype=torch.int64, device=device)
     stops = torch.tensor(backbone.stop_token_ids, dtype=torch.int64, device=device)
     uniform = uniform.to(device)
+    started = now(device)
     cache = GroupCache(reserve=group * min(steps, RESERVE_STEPS))
     prefill = backbone.prefill(model, prompts, cache)
+    prefilled = now(device)
     cache.open_prompts(prefill.lengths)
     count = len(prompts) * group
     result = _empty(count, steps, sampling.uncertainty_top_k, device)
@@ -120,7 +127,7 @@ def decode_groups(
         cache.open(batch.slots)
         positions = (batch.start[:, None] + step).expand_as(batch.slots)
         logits = backbone.decode(model, batch.tokens, positions, cache, cache.visible(batch.slots))
-    return result
+    return replace(result, prefill_seconds=prefilled - started, decode_seconds=now(device) - prefilled)
 
 
 def _empty(count: int, steps: int, top_k: int, device: torch.device) -> Decoded:

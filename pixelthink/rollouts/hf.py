@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import nn
 
-from pixelthink.parsing import parse_completion
+from pixelthink.parsing import answer_text, parse_completion
 from pixelthink.rollouts.base import RolloutEngine, SamplingConfig
 from pixelthink.rollouts.decode import Decoded, decode_groups
 from pixelthink.rollouts.uncertainty import top2_uncertainty
-from pixelthink.types import Completion, PromptBatch, RolloutBatch
+from pixelthink.timing import now
+from pixelthink.types import Completion, PromptBatch, RolloutBatch, Timings
 
 if TYPE_CHECKING:
     from pixelthink.policies.base import PolicyBackbone
@@ -39,38 +39,50 @@ class HFEngine(RolloutEngine):
 
     @torch.no_grad()
     def generate(self, batch: PromptBatch, sampling: SamplingConfig, seed: int) -> RolloutBatch:
-        started = time.perf_counter()
+        started = now()
         group = sampling.group_size
         per_call = max(1, self.batch_size // group) if self.batch_size else len(batch)
         generator = torch.Generator().manual_seed(seed)
         uniform = torch.rand(len(batch) * group, sampling.max_new_tokens, generator=generator)
         encoded = self.backbone.encode(batch.prompts)
+        encode_seconds = now() - started
         was_training = self.model.training
         self.model.eval()
         completions: list[Completion] = []
         for start in range(0, len(batch), per_call):
             end = start + per_call
             numbers = uniform[start * group : end * group]
-            completions += self._completions(
-                decode_groups(self.backbone, self.model, encoded[start:end], sampling, numbers)
-            )
+            decoded = decode_groups(self.backbone, self.model, encoded[start:end], sampling, numbers)
+            completions += self._completions(decoded, encode_seconds / len(uniform))
         self.model.train(was_training)
-        return RolloutBatch(batch.prompts, tuple(completions), group, seconds=time.perf_counter() - started)
+        return RolloutBatch(batch.prompts, tuple(completions), group, seconds=now() - started)
 
-    def _completions(self, decoded: Decoded) -> list[Completion]:
+    def _completions(self, decoded: Decoded, encode_seconds: float) -> list[Completion]:
+        """Completions of one call; `encode_seconds` is the share of each in the making of image patches."""
         columns = (decoded.token_ids, decoded.logprobs, decoded.top_logprobs, decoded.lengths, decoded.stopped)
-        return [self._completion(*row) for row in zip(*(column.tolist() for column in columns), strict=True)]
+        tokens = int(decoded.lengths.sum())
+        completions = []
+        for token_ids, logprobs, top, length, stopped in zip(*(column.tolist() for column in columns), strict=True):
+            timings = Timings(
+                preparation_ms=1000 * encode_seconds,
+                prefill_ms=1000 * decoded.prefill_seconds / len(decoded.lengths),
+                decoding_ms=1000 * decoded.decode_seconds * length / tokens,
+            )
+            completions.append(self._completion(token_ids[:length], logprobs[:length], top[:length], stopped, timings))
+        return completions
 
     def _completion(
-        self, token_ids: list[int], logprobs: list[float], top: list[list[float]], length: int, stopped: bool
+        self, token_ids: list[int], logprobs: list[float], top: list[list[float]], stopped: bool, timings: Timings
     ) -> Completion:
         finish_reason: Literal["stop", "length"] = "stop" if stopped else "length"
-        text = self.backbone.processor.tokenizer.decode(token_ids[: length - stopped])
+        text = self.backbone.processor.tokenizer.decode(token_ids[: len(token_ids) - stopped])
         return Completion(
-            token_ids=tuple(token_ids[:length]),
-            logprobs=tuple(logprobs[:length]),
+            token_ids=tuple(token_ids),
+            logprobs=tuple(logprobs),
             text=text,
             finish_reason=finish_reason,
             reasoning_tokens=self.backbone.count_tokens(parse_completion(text).reasoning),
-            uncertainty=top2_uncertainty(top[:length]),
+            uncertainty=top2_uncertainty(top),
+            answer_tokens=self.backbone.count_tokens(answer_text(text)),
+            timings=timings,
         )

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from pixelthink.geometry import AnswerConvention
 from pixelthink.types import Prompt
@@ -170,6 +172,34 @@ class PolicyBackbone(ABC):
     @abstractmethod
     def stop_token_ids(self) -> tuple[int, ...]:
         """Tokens that end a completion."""
+
+    def sync_weights(self, model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+        """Every weight that an engine of its own needs, under the name that the transformers class gives it.
+
+        One whole tensor lives at a time: a sharded one is gathered, which every process must take part in, so that all
+        consume the iterator to its end. Tied weights come once. vLLM's loaders and `from_pretrained` both know these
+        names. A family whose model is wrapped (adapters, quantised layers) yields what the *base* class would have,
+        adapters merged in, dequantised.
+
+        Args:
+            model: What `load_model` gave, wrapped by a strategy or not.
+        """
+        for name, parameter in model.named_parameters():
+            weight = parameter.detach()
+            yield name, weight.full_tensor() if isinstance(weight, DTensor) else weight
+
+    def describe_model(self, model: nn.Module, folder: Path) -> None:
+        """Writes what another engine needs to build the model without weights: configuration and processor.
+
+        Args:
+            model: What `load_model` gave; its `config` is written.
+            folder: An existing, empty folder.
+        """
+        config: Any = model.config
+        if not config.architectures:
+            config = type(config).from_dict({**config.to_dict(), "architectures": [type(model).__name__]})
+        config.save_pretrained(folder)
+        self.processor.save_pretrained(folder)
 
     def count_tokens(self, text: str) -> int:
         """Number of tokens of a piece of text."""

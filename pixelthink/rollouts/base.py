@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pixelthink.types import PromptBatch, RolloutBatch
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     from pixelthink.policies.base import PolicyBackbone
 
@@ -45,13 +46,94 @@ class SamplingConfig:
             raise ValueError("sampling: uncertainty_top_k must be at least 2, the uncertainty is a top-2 margin")
 
 
+@dataclass(frozen=True)
+class SyncReport:
+    """What handing weights to an engine took.
+
+    Attributes:
+        seconds: Wall-clock time, the gathering of the weights and the clearing of caches included.
+        bytes: Size of what was handed over.
+        tensors: Number of weights.
+    """
+
+    seconds: float
+    bytes: int
+    tensors: int
+
+
+@dataclass(frozen=True)
+class EngineScore:
+    """What an engine makes of one completion that it is given.
+
+    Attributes:
+        prompt_token_ids: The prompt as the engine reads it, image placeholders expanded; compared with
+            `EncodedPrompt.token_ids`, since a prompt with too few or too many of them is the commonest silent mistake.
+        logprobs: Log-probability of each completion token at temperature 1, before any token is forbidden.
+    """
+
+    prompt_token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+
+
 class RolloutEngine(ABC):
-    """Samples completions with the policy's weights."""
+    """Samples completions with the policy's weights.
+
+    An engine may hold weights of its own (`holds_weights`). It then starts with none that mean anything, and whoever
+    uses it hands it the policy's by `sync` before each rollout that needs newer ones; `PolicyModule.sample` does, and
+    proves by `score` that they arrived (`pixelthink.rollouts.weight_sync`). An engine that samples with the policy
+    module itself needs none of this.
+    """
 
     @abstractmethod
     def setup(self, backbone: PolicyBackbone, model: nn.Module) -> None:
-        """Starts the engine. `model` is the live policy; an engine with weights of its own copies them from it."""
+        """Starts the engine. `model` is the live policy; an engine with weights of its own gets them by `sync`."""
 
     @abstractmethod
     def generate(self, batch: PromptBatch, sampling: SamplingConfig, seed: int) -> RolloutBatch:
-        """Samples `sampling.group_size` completions per prompt; equal weights and seed give equal completions."""
+        """Samples `sampling.group_size` completions per prompt; equal weights and seed give equal completions.
+
+        An engine with weights of its own sets `RolloutBatch.policy_version` to the version it was last handed.
+        """
+
+    @property
+    def holds_weights(self) -> bool:
+        """Whether it samples with weights of its own, which have to be handed to it."""
+        return False
+
+    @property
+    def dtype(self) -> str:
+        """Precision in which an engine with weights of its own computes: float32, bfloat16 or float16."""
+        return "float32"
+
+    @property
+    def version(self) -> int | None:
+        """Version of the weights that it holds; None before the first sync and after a deep sleep."""
+        return None
+
+    def sync(self, weights: Iterable[tuple[str, Tensor]], version: int) -> SyncReport:
+        """Replaces the weights and drops everything computed from the old ones: prefix, image and encoder caches.
+
+        Args:
+            weights: (name, whole tensor) of every weight, as `PolicyBackbone.sync_weights` yields them. All are
+                consumed, in order, on every process: gathering sharded weights is a collective operation.
+            version: Their version, the number of optimizer steps they have seen.
+        """
+        raise NotImplementedError(f"{type(self).__name__} holds no weights of its own")
+
+    def score(self, rollout: RolloutBatch) -> list[EngineScore]:
+        """Scores completions with the engine's own weights, reading prompts and images as `generate` does."""
+        raise NotImplementedError(f"{type(self).__name__} holds no weights of its own")
+
+    def sleep(self) -> None:  # noqa: B027
+        """Gives memory back until `wake`, where the engine is configured to; nothing by default."""
+
+    def wake(self) -> None:  # noqa: B027
+        """Ends a sleep; nothing by default. After a deep sleep `version` is None and a sync has to follow."""
+
+    @property
+    def asleep(self) -> bool:
+        """Whether the engine sleeps and has to be woken before it can sample or take weights."""
+        return False
+
+    def close(self) -> None:  # noqa: B027
+        """Ends what the engine started, processes and servers; nothing by default."""

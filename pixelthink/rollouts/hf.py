@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
-from pixelthink.parsing import answer_text, parse_completion
 from pixelthink.rollouts.base import RolloutEngine, SamplingConfig
+from pixelthink.rollouts.completions import make_completion
 from pixelthink.rollouts.decode import Decoded, decode_groups
-from pixelthink.rollouts.uncertainty import top2_uncertainty
 from pixelthink.timing import now
 from pixelthink.types import Completion, PromptBatch, RolloutBatch, Timings
 
@@ -68,21 +67,6 @@ class HFEngine(RolloutEngine):
                 prefill_ms=1000 * decoded.prefill_seconds / len(decoded.lengths),
                 decoding_ms=1000 * decoded.decode_seconds * length / tokens,
             )
-            completions.append(self._completion(token_ids[:length], logprobs[:length], top[:length], stopped, timings))
+            ids, chosen, candidates = token_ids[:length], logprobs[:length], top[:length]
+            completions.append(make_completion(self.backbone, ids, chosen, candidates, stopped, timings))
         return completions
-
-    def _completion(
-        self, token_ids: list[int], logprobs: list[float], top: list[list[float]], stopped: bool, timings: Timings
-    ) -> Completion:
-        finish_reason: Literal["stop", "length"] = "stop" if stopped else "length"
-        text = self.backbone.processor.tokenizer.decode(token_ids[: len(token_ids) - stopped])
-        return Completion(
-            token_ids=tuple(token_ids),
-            logprobs=tuple(logprobs),
-            text=text,
-            finish_reason=finish_reason,
-            reasoning_tokens=self.backbone.count_tokens(parse_completion(text).reasoning),
-            uncertainty=top2_uncertainty(top),
-            answer_tokens=self.backbone.count_tokens(answer_text(text)),
-            timings=timings,
-        )

@@ -1,0 +1,116 @@
+"""What vLLM is asked, in this process or on a server, and what its answers mean.
+
+Image prompts go out as a chat-templated text with one *unexpanded* placeholder per image and the picture beside it:
+vLLM expands it, and a prompt that was expanded before is expanded twice. Log-probabilities come back in vLLM's
+`raw_logprobs` mode, i.e. at temperature 1 before any token is forbidden, which is what `Completion.logprobs` means.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from pixelthink.rollouts.base import SamplingConfig
+from pixelthink.rollouts.completions import make_completion
+from pixelthink.types import Completion, Prompt, Timings
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from pixelthink.policies.base import PolicyBackbone
+
+FORBIDDEN_BIAS = -100.0
+"""Added to the logit of a token that may not be sampled; the most that the OpenAI protocol admits."""
+
+
+@dataclass(frozen=True)
+class ImagePrompt:
+    """One request's prompt.
+
+    Attributes:
+        text: Chat-templated, with one unexpanded placeholder per image.
+        token_ids: The same, tokenised; still unexpanded.
+        images: The pictures, in order.
+    """
+
+    text: str
+    token_ids: tuple[int, ...]
+    images: tuple[Image.Image, ...]
+
+
+def image_prompt(backbone: PolicyBackbone, prompt: Prompt) -> ImagePrompt:
+    """What vLLM is sent of a prompt."""
+    text = backbone.processor.apply_chat_template(list(prompt.messages), tokenize=False, add_generation_prompt=True)
+    return ImagePrompt(text, tuple(backbone.processor.tokenizer(text)["input_ids"]), (prompt.image,))
+
+
+def forbidden_bias(backbone: PolicyBackbone) -> dict[int, float]:
+    """Logit bias by token id that keeps image and video placeholders from being sampled."""
+    return dict.fromkeys(backbone.forbidden_token_ids, FORBIDDEN_BIAS)
+
+
+def request_seeds(seed: int, prompts: int) -> list[int]:
+    """One seed per request, below 2**62; vLLM adds a completion's number in its group to it.
+
+    Args:
+        seed: The rollout's, a function of run seed, step and process.
+        prompts: Number of requests.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(2**62, (prompts,), generator=generator).tolist()
+
+
+def sampling_options(backbone: PolicyBackbone, sampling: SamplingConfig, seed: int) -> dict[str, Any]:
+    """Keyword arguments of `vllm.SamplingParams` for one prompt; a server takes those of the same meaning.
+
+    The end is where the policy's stop tokens are, whatever the checkpoint's generation config says (`ignore_eos` with
+    stop ids of our own).
+    """
+    return {
+        "n": sampling.group_size,
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+        "top_k": sampling.top_k,
+        "max_tokens": sampling.max_new_tokens,
+        "seed": seed,
+        "logprobs": sampling.uncertainty_top_k,
+        "logit_bias": forbidden_bias(backbone),
+        "stop_token_ids": list(backbone.stop_token_ids),
+        "ignore_eos": True,
+    }
+
+
+def completion_from_tokens(
+    backbone: PolicyBackbone,
+    token_ids: Sequence[int],
+    candidates: Sequence[Mapping[int, float]],
+    top_k: int,
+    timings: Timings = Timings(),
+) -> Completion:
+    """A completion from vLLM's tokens.
+
+    Args:
+        backbone: Knows the tokenizer and the stop tokens.
+        token_ids: Sampled tokens, the stop token included where it was sampled.
+        candidates: Per token, log-probability by token id: of the sampled token and of the most likely ones.
+        top_k: How many of the most likely count for the uncertainty.
+        timings: The engine's share of the answer's time.
+
+    Raises:
+        ValueError: if the answer is empty, or tokens and log-probabilities do not belong together; one line.
+    """
+    if not token_ids or len(candidates) != len(token_ids):
+        raise ValueError(f"vLLM answered {len(token_ids)} tokens with {len(candidates)} lists of log-probabilities")
+    if missing := [token for token, known in zip(token_ids, candidates, strict=True) if token not in known]:
+        raise ValueError(f"vLLM answered token {missing[0]} without its log-probability")
+    return make_completion(
+        backbone,
+        token_ids,
+        [known[token] for token, known in zip(token_ids, candidates, strict=True)],
+        [sorted(known.values(), reverse=True)[:top_k] for known in candidates],
+        token_ids[-1] in backbone.stop_token_ids,
+        timings,
+    )

@@ -157,18 +157,17 @@ def segment_answers(
     An answer that cannot be used, and one that names no object, gets an empty mask; none is dropped, and what failed
     keeps its reason.
     """
-    objects = [answered_objects(prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)]
-    asked = [i for i, found in enumerate(objects) if found]
-    requests = [SegmentationRequest(prompts[i].sample.image, objects[i]) for i in asked]
+    requests = [segmentation_request(prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)]
+    asked = [i for i, request in enumerate(requests) if request.objects]
     started = now()
-    masks = dict(zip(asked, segmenter.segment(requests), strict=True)) if requests else {}
-    share_ms = 1000 * (now() - started) / max(1, len(requests))
+    masks = dict(zip(asked, segmenter.segment([requests[i] for i in asked]), strict=True)) if asked else {}
+    share_ms = 1000 * (now() - started) / max(1, len(asked))
     predictions = []
     for i, (prompt, completion, answer) in enumerate(zip(prompts, completions, answers, strict=True)):
         width, height = prompt.sample.image.size
         mask = masks.get(i, np.zeros((height, width), dtype=bool))
         timings = answer_timings(prompt, completion, segmentation_ms=share_ms if i in masks else 0.0)
-        predictions.append(Prediction(prompt, completion, answer, mask, answer.failure, objects[i], timings))
+        predictions.append(Prediction(prompt, completion, answer, mask, answer.failure, requests[i].objects, timings))
     return predictions
 
 
@@ -177,6 +176,11 @@ def answer_timings(prompt: Prompt, completion: Completion, segmentation_ms: floa
     resize, processor = prompt.preparation_ms, completion.timings.preparation_ms
     preparation = None if resize is None or processor is None else resize + processor
     return replace(completion.timings, preparation_ms=preparation, segmentation_ms=segmentation_ms)
+
+
+def segmentation_request(prompt: Prompt, answer: Answer) -> SegmentationRequest:
+    """What the segmenter is asked for; each of several answered objects has one point, a single object two."""
+    return SegmentationRequest(prompt.sample.image, answered_objects(prompt, answer), 1 if answer.objects else 2)
 
 
 def answered_objects(prompt: Prompt, answer: Answer) -> tuple[Target, ...]:

@@ -89,6 +89,7 @@ class GRPOModule(PolicyModule):
 
     def on_fit_start(self) -> None:
         super().on_fit_start()
+        self.reward.setup(str(self.device), self.segmenter)
         if self.trainer.world_size > 1 and self.grpo.micro_batch_tokens:
             raise ValueError(
                 "grpo.micro_batch_tokens may give processes different numbers of backward passes, which several "

@@ -201,6 +201,7 @@ class ScoringCase:
         difficulty: 1 to 10, or None where nobody rated it.
         uncertainty: In [0, 1], or None where nobody measured it.
         reasoning_tokens: Tokens inside `<think>`, or None where nobody counted them.
+        prompt: The question with its image, true mask and frame; None for a logged response, which has only text.
     """
 
     id: str
@@ -210,6 +211,7 @@ class ScoringCase:
     difficulty: float | None = None
     uncertainty: float | None = None
     reasoning_tokens: int | None = None
+    prompt: Prompt | None = None
 
 
 @dataclass(frozen=True)

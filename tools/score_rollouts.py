@@ -25,6 +25,7 @@ from typing import Any, cast
 
 from jsonargparse import ArgumentError, ArgumentParser
 
+import pixelthink.mask_iou
 import pixelthink.rewards.composite
 import pixelthink.rewards.vision_reasoner  # noqa: F401  (imported, so that the short class names resolve)
 from pixelthink.data.solution import parse_objects_solution, parse_solution

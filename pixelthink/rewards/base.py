@@ -13,12 +13,16 @@ So components of one kind give equal names only to parameters with equal default
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Literal, get_args
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
 
 from pixelthink.parsing import parse_completion
 from pixelthink.types import RewardOutput, RolloutBatch, Score, ScoringCase
+
+if TYPE_CHECKING:
+    from pixelthink.segmenters.base import Segmenter
 
 LengthMode = Literal["response_words", "reasoning_tokens"]
 """What a length rule counts: white-space separated words of the whole response, or tokens inside `<think>`."""
@@ -34,9 +38,21 @@ class RewardTerm(ABC):
         """Name of the part in logs where the reward gives it none of its own: the class name."""
         return type(self).__name__
 
+    def setup(self, device: str, segmenter: Segmenter) -> None:  # noqa: B027
+        """Loads weights, before training; most terms have none.
+
+        Args:
+            device: Where weights go.
+            segmenter: The run's own, set up already: a term that needs masks may share it and its cache.
+        """
+
     @abstractmethod
     def __call__(self, case: ScoringCase) -> float:
         """The term's value for one response."""
+
+    def values(self, cases: Sequence[ScoringCase]) -> list[float]:
+        """The term's values for a step's responses; a term that is cheaper for many at once overrides this."""
+        return [self(case) for case in cases]
 
 
 class LengthScore(ABC):
@@ -63,14 +79,21 @@ class LengthScore(ABC):
 
 
 class Reward(ABC):
-    """Scores responses one at a time; a rollout is scored by mapping over its completions."""
+    """Scores responses; a rollout is scored by scoring all its completions."""
 
     answer_style: str = "single"
     """Style the responses are parsed in, see `pixelthink.parsing.parse_completion`."""
 
+    def setup(self, device: str, segmenter: Segmenter) -> None:  # noqa: B027
+        """Sets up the parts that need it, see `RewardTerm.setup`."""
+
     @abstractmethod
     def score(self, case: ScoringCase) -> Score:
         """Score of one response."""
+
+    def score_all(self, cases: Sequence[ScoringCase]) -> list[Score]:
+        """Scores of a step's responses; a reward with parts that are cheaper for many at once overrides this."""
+        return [self.score(case) for case in cases]
 
     def with_length_mode(self, mode: LengthMode) -> Reward:
         """The same reward, counting length in another way; one that does not look at length stays as it is."""
@@ -78,20 +101,19 @@ class Reward(ABC):
 
     def __call__(self, rollout: RolloutBatch) -> RewardOutput:
         """Scores of a rollout, group-major."""
-        scores = []
-        for index, completion in enumerate(rollout.completions):
-            prompt = rollout.prompt_of(index)
-            scores.append(
-                self.score(
-                    ScoringCase(
-                        id=prompt.sample.id,
-                        text=completion.text,
-                        answer=parse_completion(completion.text, self.answer_style),
-                        targets=prompt.targets,
-                        difficulty=prompt.sample.difficulty,
-                        uncertainty=completion.uncertainty,
-                        reasoning_tokens=completion.reasoning_tokens,
-                    )
-                )
-            )
+        scores = self.score_all([self._case(rollout, index) for index in range(len(rollout.completions))])
         return RewardOutput(torch.tensor([s.reward for s in scores], dtype=torch.float32), tuple(scores))
+
+    def _case(self, rollout: RolloutBatch, index: int) -> ScoringCase:
+        """All that there is to know of completion `index`."""
+        prompt, completion = rollout.prompt_of(index), rollout.completions[index]
+        return ScoringCase(
+            id=prompt.sample.id,
+            text=completion.text,
+            answer=parse_completion(completion.text, self.answer_style),
+            targets=prompt.targets,
+            difficulty=prompt.sample.difficulty,
+            uncertainty=completion.uncertainty,
+            reasoning_tokens=completion.reasoning_tokens,
+            prompt=prompt,
+        )

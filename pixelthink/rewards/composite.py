@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from jsonargparse import lazy_instance
 
@@ -12,6 +14,9 @@ from pixelthink.rewards.format import AnswerFormat, ThinkFormat
 from pixelthink.rewards.length import ReleasedBudget
 from pixelthink.rewards.localization import BoxIoU, BoxL1, PointL1
 from pixelthink.types import Score, ScoringCase
+
+if TYPE_CHECKING:
+    from pixelthink.segmenters.base import Segmenter
 
 
 class PixelThinkReward(Reward):
@@ -55,9 +60,24 @@ class PixelThinkReward(Reward):
             self.terms[term.name] = term
         self.length = resolved(length)
 
+    def setup(self, device: str, segmenter: Segmenter) -> None:
+        """Sets up the terms."""
+        for term in self.terms.values():
+            term.setup(device, segmenter)
+
     def score(self, case: ScoringCase) -> Score:
         """Score of one response; raises ValueError, naming the sample, where a term lacks what it needs."""
-        parts = {name: term(case) for name, term in self.terms.items()}
+        return self.score_all([case])[0]
+
+    def score_all(self, cases: Sequence[ScoringCase]) -> list[Score]:
+        """Scores of a step's responses, term by term."""
+        columns = {name: term.values(cases) for name, term in self.terms.items()}
+        return [
+            self._combined(case, {name: column[i] for name, column in columns.items()}) for i, case in enumerate(cases)
+        ]
+
+    def _combined(self, case: ScoringCase, parts: Mapping[str, float]) -> Score:
+        """The reward of one response from its terms and its length."""
         used, budget, length_score = self.length(case)
         return Score(
             reward=self.length.combine(sum(parts.values()), length_score),

@@ -18,7 +18,7 @@ FLOORS = (
     {"parsing"},
     {"data", "policies", "rollouts", "rewards", "grpo", "segmenters", "metrics", "training_stats"},
     {"evaluation"},
-    {"module", "sft"},
+    {"module", "sft", "mask_iou"},
     {"callbacks"},
     {"registry"},
     {"cli_messages"},

@@ -21,7 +21,7 @@ from pixelthink.rollouts.base import RolloutEngine
 from pixelthink.rollouts.hf import HFEngine
 from pixelthink.segmenters.base import Segmenter
 from pixelthink.segmenters.grabcut import GrabCut
-from pixelthink.types import Prompt, PromptBatch
+from pixelthink.types import LEVELS, Level, Prompt, PromptBatch, Sample, difficulty_level
 
 OptimizerFactory = Callable[[Iterable], Optimizer]
 SchedulerFactory = Callable[[Optimizer], LRScheduler]
@@ -38,6 +38,8 @@ class Recipe:
         answer: Whether the response goes on to the answer, or ends with the reasoning (to learn captioning, say).
         first_step: The recipe is shown from this optimizer step on.
         last_step: And until this one, exclusive; None means to the end.
+        levels: Difficulty levels of the samples that it is shown for; samples for which no recipe is shown are left out
+            of the step.
     """
 
     reasoning: str
@@ -46,8 +48,11 @@ class Recipe:
     answer: bool = True
     first_step: int = 0
     last_step: int | None = None
+    levels: Sequence[Level] = LEVELS
 
     def __post_init__(self) -> None:
+        if not self.levels:
+            raise ValueError(f"recipe {self.reasoning!r}: levels must not be empty")
         if self.weight <= 0:
             raise ValueError(f"recipe {self.reasoning!r}: weight must be positive, not {self.weight}")
         if not 0 <= self.first_step < (self.first_step + 1 if self.last_step is None else self.last_step):
@@ -56,6 +61,10 @@ class Recipe:
     def shown_at(self, step: int) -> bool:
         """Whether the recipe is shown at an optimizer step."""
         return self.first_step <= step and (self.last_step is None or step < self.last_step)
+
+    def fits(self, sample: Sample) -> bool:
+        """Whether it is shown for a sample; one that nobody rated belongs to every level."""
+        return sample.difficulty is None or difficulty_level(sample.difficulty) in self.levels
 
 
 class SFTModule(PolicyModule):
@@ -103,7 +112,7 @@ class SFTModule(PolicyModule):
         return {"optimizer": optimizer, "lr_scheduler": self.scheduler_factory(optimizer)}
 
     def training_step(self, batch: PromptBatch, batch_idx: int) -> None:
-        examples = [self.example(prompt) for prompt in batch.prompts]
+        examples = self.examples(batch)
         tokens = self.trainer.strategy.reduce(
             torch.tensor(float(sum(len(response) for _, response in examples)), device=self.device), reduce_op="sum"
         )
@@ -118,13 +127,24 @@ class SFTModule(PolicyModule):
         self.log("loss", self.trainer.strategy.reduce(loss, reduce_op="sum"), prog_bar=True)
         self.log("grad_norm", norm)
 
-    def example(self, prompt: Prompt) -> tuple[Prompt, Tensor]:
-        """A prompt in its recipe's wording, and the token ids of the response to be learned, stop token included.
+    def examples(self, batch: PromptBatch) -> list[tuple[Prompt, Tensor]]:
+        """What this step teaches: an example for each sample that a recipe is shown for.
+
+        Raises:
+            ValueError: if there is none.
+        """
+        found = [(prompt, self.recipe_of(prompt.sample)) for prompt in batch.prompts]
+        examples = [self.example(prompt, recipe) for prompt, recipe in found if recipe is not None]
+        if not examples:
+            raise ValueError(f"sft: no recipe is shown for any sample of step {self.global_step}")
+        return examples
+
+    def example(self, prompt: Prompt, recipe: Recipe) -> tuple[Prompt, Tensor]:
+        """A prompt in a recipe's wording, and the token ids of the response to be learned, stop token included.
 
         Raises:
             ValueError: if the sample has no target or lacks the recipe's reference reasoning; names it.
         """
-        recipe = self.recipe_of(prompt.sample.id)
         if recipe.prompt is not None:
             prompt = replace(prompt, messages=recipe.prompt.messages(prompt.sample.question))
         if recipe.reasoning not in prompt.sample.reasoning:
@@ -137,21 +157,19 @@ class SFTModule(PolicyModule):
         ids = tokenizer.encode(text, add_special_tokens=False)
         return prompt, torch.tensor([*ids, self.backbone.stop_token_ids[0]])
 
-    def recipe_of(self, sample_id: str) -> Recipe:
-        """The recipe of a sample, drawn by weight from those of this step by a hash of its id.
+    def recipe_of(self, sample: Sample) -> Recipe | None:
+        """The recipe of a sample, drawn by weight from those shown for it at this step by a hash of its id.
 
-        Raises:
-            ValueError: if no recipe is shown at this step.
+        Returns:
+            None where none is shown for the sample's level.
         """
-        shown = [recipe for recipe in self.recipes if recipe.shown_at(self.global_step)]
-        if not shown:
-            raise ValueError(f"sft: no recipe is shown at step {self.global_step}")
-        point = zlib.crc32(f"recipe:{sample_id}".encode()) / 2**32 * sum(recipe.weight for recipe in shown)
+        shown = [recipe for recipe in self.recipes if recipe.shown_at(self.global_step) and recipe.fits(sample)]
+        point = zlib.crc32(f"recipe:{sample.id}".encode()) / 2**32 * sum(recipe.weight for recipe in shown)
         for recipe in shown:
             point -= recipe.weight
             if point < 0:
                 return recipe
-        return shown[-1]
+        return shown[-1] if shown else None
 
     def negative_log_likelihood(self, examples: Sequence[tuple[Prompt, Tensor]]) -> Tensor:
         """Sum over all response tokens of −log p(token)."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from pixelthink.data.shape_scenes import ShapeScenes
 from pixelthink.parsing import parse_completion
 from pixelthink.policies.qwen_vl import Qwen25VL
 from pixelthink.sft import Recipe, SFTModule
+from pixelthink.types import LEVELS, Prompt, PromptBatch, Sample
 
 
 def module(path: Path | str, *recipes: Recipe) -> SFTModule:
@@ -21,17 +23,24 @@ def module(path: Path | str, *recipes: Recipe) -> SFTModule:
     return built
 
 
+def prompt_of(sample: Sample) -> Prompt:
+    return Collate(ShortPrompt(), (112, 112), "pixels").prompt(sample)
+
+
 def test_samples_are_divided_by_weight(tiny_policy_path: Path) -> None:
     built = module(tiny_policy_path, Recipe("verbose", 3.0), Recipe("brief", 1.0), Recipe("steps", first_step=1))
-    counts = Counter(built.recipe_of(f"sample-{i}").reasoning for i in range(4000))
+    sample = ShapeScenes(size=1)[0]
+    recipes = [built.recipe_of(replace(sample, id=f"sample-{i}")) for i in range(4000)]
+    counts = Counter(recipe.reasoning for recipe in recipes if recipe is not None)
     assert set(counts) == {"verbose", "brief"}
     assert abs(counts["verbose"] - 3000) < 4 * (4000 * 0.75 * 0.25) ** 0.5
 
 
 def test_the_learned_response_parses_to_the_target(tiny_policy_path: Path) -> None:
-    built = module(tiny_policy_path, Recipe("steps", prompt=ShortPrompt(" be brief.")))
+    recipe = Recipe("steps", prompt=ShortPrompt(" be brief."))
+    built = module(tiny_policy_path, recipe)
     sample = ShapeScenes(size=1)[0]
-    prompt, ids = built.example(Collate(ShortPrompt(), (112, 112), "pixels").prompt(sample))
+    prompt, ids = built.example(prompt_of(sample), recipe)
     assert prompt.messages[-1]["content"][1]["text"] == f"find {sample.question}. be brief."
     assert ids[-1].item() == built.backbone.stop_token_ids[0]
     answer = parse_completion(built.backbone.processor.tokenizer.decode(ids[:-1]))
@@ -42,18 +51,28 @@ def test_the_learned_response_parses_to_the_target(tiny_policy_path: Path) -> No
 
 
 def test_a_caption_ends_with_the_reasoning(tiny_policy_path: Path) -> None:
-    built = module(tiny_policy_path, Recipe("caption", answer=False))
+    recipe = Recipe("caption", answer=False)
+    built = module(tiny_policy_path, recipe)
     sample = ShapeScenes(size=1)[0]
-    _, ids = built.example(Collate(ShortPrompt(), (112, 112), "pixels").prompt(sample))
+    _, ids = built.example(prompt_of(sample), recipe)
     text = built.backbone.processor.tokenizer.decode(ids[:-1])
     assert text == f"<think>{sample.reasoning['caption']}</think>"
 
 
 def test_missing_reasoning_names_the_sample(tiny_policy_path: Path) -> None:
     built = module(tiny_policy_path, Recipe("long"))
-    prompt = Collate(ShortPrompt(), (112, 112), "pixels").prompt(ShapeScenes(size=1)[0])
+    prompt = prompt_of(ShapeScenes(size=1)[0])
     with pytest.raises(ValueError, match="sample 'shapes-train-0-0' has no 'long' reasoning; it has: verbose"):
-        built.example(prompt)
+        built.example(prompt, built.recipes[0])
+
+
+def test_a_recipe_of_some_levels_leaves_the_others_out(tiny_policy_path: Path) -> None:
+    built = module(tiny_policy_path, Recipe("steps", levels=["hard"]))
+    samples = [ShapeScenes(size=1, levels=[level])[0] for level in LEVELS]
+    examples = built.examples(PromptBatch(tuple(prompt_of(sample) for sample in samples)))
+    assert [prompt.sample.meta["level"] for prompt, _ in examples] == ["hard"]
+    with pytest.raises(ValueError, match="no recipe is shown for any sample of step 0"):
+        built.examples(PromptBatch((prompt_of(samples[0]),)))
 
 
 def test_recipes_that_never_show_are_refused() -> None:

@@ -36,9 +36,10 @@ class PlainGenerate(RolloutEngine):
         ]
         images = [[p.image] for p in batch.prompts for _ in range(sampling.group_size)]
         inputs = processor(text=texts, images=images, padding=True, padding_side="left", return_tensors="pt")
-        drawn = {"do_sample": False}
+        drawn: dict[str, Any] = {"do_sample": False}
         if sampling.temperature > 0:
-            drawn = {"do_sample": True, "temperature": sampling.temperature, "top_k": sampling.top_k, "top_p": sampling.top_p}  # type: ignore[dict-item]  # fmt: skip
+            filters = {"top_k": sampling.top_k, "top_p": sampling.top_p}
+            drawn = {"do_sample": True, "temperature": sampling.temperature, **filters}
         was_training = self.model.training
         self.model.eval()
         output = self.model.generate(

@@ -1,6 +1,6 @@
 """The way of sampling that other trainers use, as an engine to be measured against.
 
-PIXELTHINK_PLUGINS=benchmarks.plain_generate python -m pixelthink fit --config configs/tiny.yaml --model.rollout=PlainGenerate
+python -m pixelthink fit --model.rollout=benchmarks.plain_generate.PlainGenerate --config configs/tiny.yaml
 """
 
 from __future__ import annotations

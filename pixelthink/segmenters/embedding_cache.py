@@ -42,6 +42,10 @@ class EmbeddingCache:
     def __len__(self) -> int:
         return len(self._held)
 
+    def clear(self) -> None:
+        """Lets go of everything."""
+        self._held.clear()
+
     def get(self, key: bytes) -> Embedding | None:
         """The embedding, which now counts as used last; None where it is not held."""
         if key in self._held:

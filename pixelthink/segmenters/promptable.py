@@ -114,7 +114,7 @@ class PromptableSegmenter(Segmenter):
         with torch.random.fork_rng(devices=[]):
             self._load(torch.device(device))
         self.device = torch.device(device)
-        self.cache = EmbeddingCache(self.cache.capacity)
+        self.cache.clear()
 
     @abstractmethod
     def _load(self, device: torch.device) -> None:

@@ -8,8 +8,8 @@ Deviations from the released PixelThink code (and the paper, which leaves these 
    and one forward is saved.
 3. A missing difficulty or uncertainty stops the run and names the sample; released, they become 3.0 and 0.
 4. Image and video placeholder tokens cannot be sampled; released, they can, and crash the next forward.
-5. Each step samples under its own seed, a function of the run's seed, the step and the process, so that a resumed run
-   sees the completions that an uninterrupted one would have seen.
+5. Each step samples under its own seed, a function of the run's seed and the step, and each prompt by its place in the
+   step's batch, so that a resumed run and one on another number of processes sees the same completions.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ class GRPOModule(PolicyModule):
                 "grpo.micro_batch_tokens may give processes different numbers of backward passes, which several "
                 "processes cannot wait for: use micro_batch_size there"
             )
-        self.run_seed = torch.initial_seed() % 2**31
+        self.run_seed = self.trainer.strategy.broadcast(torch.initial_seed() % 2**31)
 
     def configure_optimizers(self) -> Optimizer:
         return self.optimizer_factory(list(self.trainable_parameters()))
@@ -162,8 +162,8 @@ class GRPOModule(PolicyModule):
         return LossInputs(scores.logprobs, old, piece.ref_logprobs, piece.mask, piece.advantages, entropy)
 
     def step_seed(self) -> int:
-        """Seed of this step's sampling: a function of the run's seed, the step and the process."""
-        return (self.run_seed * 1_000_003 + self.global_step * 1_009 + self.global_rank) % 2**63
+        """Seed of this step's sampling, the same on all processes: a function of the run's seed and the step."""
+        return (self.run_seed * 1_000_003 + self.global_step * 1_009) % 2**63
 
     @contextmanager
     def timed(self, phase: str) -> Any:

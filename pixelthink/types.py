@@ -127,9 +127,23 @@ class Prompt:
 
 @dataclass(frozen=True)
 class PromptBatch:
-    """The prompts of one step on one process."""
+    """The prompts of one step on one process.
+
+    Attributes:
+        prompts: P prompts.
+        places: Place of each among the step's prompts on all processes; 0 to P − 1 where there is one process. The
+            random numbers that a prompt's completions meet are a function of seed and place, so that any number of
+            processes samples the same.
+    """
 
     prompts: tuple[Prompt, ...]
+    places: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.places:
+            object.__setattr__(self, "places", tuple(range(len(self.prompts))))
+        if len(self.places) != len(self.prompts):
+            raise ValueError(f"{len(self.places)} places for {len(self.prompts)} prompts")
 
     def __len__(self) -> int:
         return len(self.prompts)

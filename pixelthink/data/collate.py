@@ -22,11 +22,15 @@ class Collate:
         style: Wording.
         image_size: Model image size (width, height); the aspect ratio is not kept, as in the released code.
         convention: How answers write coordinates.
+        rank: This process.
+        world_size: Number of processes; each takes every `world_size`-th sample of a batch.
     """
 
     style: PromptStyle
     image_size: tuple[int, int]
     convention: AnswerConvention
+    rank: int = 0
+    world_size: int = 1
 
     def prompt(self, sample: Sample) -> Prompt:
         """One sample made ready.
@@ -45,4 +49,5 @@ class Collate:
         return Prompt(sample, self.style.messages(sample.question), image, frame, targets, milliseconds)
 
     def __call__(self, samples: Sequence[Sample]) -> PromptBatch:
-        return PromptBatch(tuple(self.prompt(sample) for sample in samples))
+        places = tuple(self.rank + self.world_size * i for i in range(len(samples)))
+        return PromptBatch(tuple(self.prompt(sample) for sample in samples), places)

@@ -68,17 +68,17 @@ class PromptData(L.LightningDataModule):
     def _loader(self, name: str, batch_size: int, *, train: bool = False) -> ResumableLoader:
         source = self.sources[name]
         assert source is not None
-        trainer = self.trainer
+        rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         sampler = EpochSampler(
             len(source),
             batch_size,
             seed=self.seed,
             shuffle=train,
             drop_last=train,
-            rank=trainer.global_rank if trainer else 0,
-            world_size=trainer.world_size if trainer else 1,
+            rank=rank,
+            world_size=world_size,
         )
-        collate = Collate(self.prompt, self.image_size, self.coordinates)
+        collate = Collate(self.prompt, self.image_size, self.coordinates, rank, world_size)
         return ResumableLoader(source, sampler, collate_fn=collate, num_workers=self.num_workers)
 
     def train_dataloader(self) -> ResumableLoader:

@@ -14,9 +14,9 @@ from pixelthink.data.base import SampleSource
 class EpochSampler(Sampler[list[int]]):
     """Batches of indices for one process; restartable in the middle of an epoch.
 
-    Every process draws the same permutation and takes every `world_size`-th batch-sized share of it, so the
-    processes together see the batches that one process would have seen. In training the incomplete last batch is
-    left out; in evaluation nothing is, and no index is repeated.
+    Every process draws the same permutation, cuts it into the same batches and takes every `world_size`-th sample of
+    each, so the processes together see the batches that one process would have seen, and as evenly as can be. In
+    training the incomplete last batch is left out; in evaluation nothing is, and no index is repeated.
 
     Args:
         length: Number of samples.
@@ -66,11 +66,10 @@ class EpochSampler(Sampler[list[int]]):
         if self.shuffle:
             generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
             order = torch.randperm(self.length, generator=generator).tolist()
-        share = self.batch_size // self.world_size
         first, self.first_batch = self.first_batch, 0
         for index in range(first, len(self)):
             batch = order[index * self.batch_size : (index + 1) * self.batch_size]
-            mine = batch[self.rank * share : (self.rank + 1) * share]
+            mine = batch[self.rank :: self.world_size]
             if mine:
                 yield mine
 

@@ -92,6 +92,9 @@ class RolloutEngine(ABC):
     def generate(self, batch: PromptBatch, sampling: SamplingConfig, seed: int) -> RolloutBatch:
         """Samples `sampling.group_size` completions per prompt; equal weights and seed give equal completions.
 
+        What a completion meets by chance is a function of the seed, its prompt's place (`PromptBatch.places`) and its
+        number in the group, whatever else the batch holds: so several processes sample what one would.
+
         An engine with weights of its own sets `RolloutBatch.policy_version` to the version it was last handed.
         """
 

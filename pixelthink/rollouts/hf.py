@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pixelthink.rollouts.base import RolloutEngine, SamplingConfig
 from pixelthink.rollouts.completions import make_completion
@@ -41,8 +42,7 @@ class HFEngine(RolloutEngine):
         started = now()
         group = sampling.group_size
         per_call = max(1, self.batch_size // group) if self.batch_size else len(batch)
-        generator = torch.Generator().manual_seed(seed)
-        uniform = torch.rand(len(batch) * group, sampling.max_new_tokens, generator=generator)
+        uniform = random_numbers(batch.places, sampling, seed)
         encoded = self.backbone.encode(batch.prompts)
         encode_seconds = now() - started
         was_training = self.model.training
@@ -70,3 +70,18 @@ class HFEngine(RolloutEngine):
             ids, chosen, candidates = token_ids[:length], logprobs[:length], top[:length]
             completions.append(make_completion(self.backbone, ids, chosen, candidates, stopped, timings))
         return completions
+
+
+def random_numbers(places: Sequence[int], sampling: SamplingConfig, seed: int) -> Tensor:
+    """The random number of each completion at each step, float32 (P × group size, max_new_tokens).
+
+    They are cut from the table of the whole step, in which each prompt has its place whatever process it is on.
+
+    Args:
+        places: Place of each of P prompts in the step's batch.
+        sampling: See `SamplingConfig`.
+        seed: Seed of the table.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    shape = (max(places) + 1, sampling.group_size, sampling.max_new_tokens)
+    return torch.rand(shape, generator=generator)[list(places)].flatten(0, 1)

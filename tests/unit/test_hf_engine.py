@@ -128,6 +128,16 @@ def test_a_seed_gives_the_same_completions_whatever_is_decoded_beside_them(
     assert [c.token_ids for c in rollout(policy, batch, sampling, seed=3).completions] == ids
 
 
+def test_two_processes_sample_what_one_would(policy: Any, batch: PromptBatch) -> None:
+    sampling = SamplingConfig(3, 20)
+    whole = [c.token_ids for c in rollout(policy, batch, sampling, seed=7).completions]
+    for rank in (0, 1):
+        places = range(rank, len(batch), 2)
+        share = PromptBatch(tuple(batch.prompts[p] for p in places), tuple(places))
+        found = [c.token_ids for c in rollout(policy, share, sampling, seed=7).completions]
+        assert found == [whole[3 * p + g] for p in places for g in range(3)]
+
+
 def test_finished_completions_stop_costing(policy: Any, batch: PromptBatch) -> None:
     class Counting(OftenStopping):
         places: list[int] = []  # noqa: RUF012

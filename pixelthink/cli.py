@@ -19,8 +19,12 @@ from pixelthink.cli_messages import short_message
 from pixelthink.data.datamodule import PromptData
 from pixelthink.evaluation import PolicyModule
 from pixelthink.registry import RegistryError, load_components
+from pixelthink.rollouts.weight_sync import WeightSyncError
 
-USER_ERRORS = (ValueError, OSError, ImportError, MisconfigurationException, RegistryError, ArgumentError)
+USER_ERRORS = (
+    *(ValueError, OSError, ImportError, MisconfigurationException),
+    *(RegistryError, ArgumentError, WeightSyncError),
+)
 """Errors whose message is for the user; anything else is a bug and keeps its traceback."""
 
 DEFAULT_CONFIG = Path("configs/tiny.yaml")
@@ -39,6 +43,7 @@ EXPECTED_WARNINGS = (
     r".*isinstance\(treespec, LeafSpec\).*",  # Lightning against a newer torch
     r"Found \d+ module\(s\) in eval mode",  # the frozen reference
     r"Using ModelCheckpoint with manual optimization",  # checkpoints shall hold the state after the step
+    r"It is recommended to use `self\.log\(.*sync_dist=True",  # metrics sync themselves before they are logged
     r"Total length of `list` across ranks is zero",  # a run without validation
 )
 """Lightning's warnings about what this package does on purpose."""

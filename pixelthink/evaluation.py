@@ -17,9 +17,10 @@ from pixelthink.metrics.report import SegmentationReport
 from pixelthink.parsing import Answer, parse_completion
 from pixelthink.policies.base import PolicyBackbone
 from pixelthink.rollouts.base import RolloutEngine, SamplingConfig
+from pixelthink.rollouts.weight_sync import SyncConfig, WeightSync
 from pixelthink.segmenters.base import SegmentationRequest, Segmenter
 from pixelthink.timing import now
-from pixelthink.types import Box, Completion, Point, Prediction, Prompt, PromptBatch, Target, Timings
+from pixelthink.types import Box, Completion, Point, Prediction, Prompt, PromptBatch, RolloutBatch, Target, Timings
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,8 @@ class PolicyModule(L.LightningModule):
         self.segmenter = resolved(segmenter)
         self.evaluation = evaluation
         self.policy: nn.Module | None = None
+        self.sync_config = SyncConfig()  # the callback RolloutWeightSync replaces it
+        self.weight_sync: WeightSync | None = None
         self.report = nn.ModuleDict({stage: SegmentationReport(evaluation.protocol) for stage in ("validate", "test")})
 
     def configure_model(self) -> None:
@@ -94,12 +97,25 @@ class PolicyModule(L.LightningModule):
         if not self._started:
             assert self.policy is not None
             self.rollout.setup(self.backbone, self.policy)
+            self.weight_sync = WeightSync(self.rollout, self.backbone, self.policy, self.sync_config)
             self.segmenter.setup(str(self.device))
             self._started = True
 
+    def sample(
+        self, batch: PromptBatch, sampling: SamplingConfig, seed: int, *, evaluating: bool = False
+    ) -> RolloutBatch:
+        """Samples completions; an engine with weights of its own gets the policy's first, where they are due.
+
+        Raises:
+            WeightSyncError: such an engine does not sample from the policy's weights.
+        """
+        assert self.weight_sync is not None
+        self.weight_sync.bring_up_to_date(self.global_step, batch, evaluating=evaluating)
+        return self.rollout.generate(batch, sampling, seed)
+
     def answer(self, batch: PromptBatch) -> list[Prediction]:
         """Answers each prompt once and segments the answers."""
-        rollout = self.rollout.generate(batch, self.evaluation.sampling, seed=0)
+        rollout = self.sample(batch, self.evaluation.sampling, seed=0, evaluating=True)
         style = getattr(getattr(self.trainer, "datamodule", None), "prompt", None)
         answer_style = style.answer_style if style is not None else "single"
         answers = [parse_completion(c.text, answer_style) for c in rollout.completions]
@@ -120,6 +136,15 @@ class PolicyModule(L.LightningModule):
         assert isinstance(report, SegmentationReport)
         report.update(predictions)
         return predictions
+
+    def on_validation_end(self) -> None:
+        self.rollout.sleep()
+
+    def on_test_end(self) -> None:
+        self.rollout.sleep()
+
+    def on_predict_end(self) -> None:
+        self.rollout.sleep()
 
     def on_validation_epoch_end(self) -> None:
         self._log_report("validate", "val")

@@ -102,7 +102,8 @@ class GRPOModule(PolicyModule):
 
     def training_step(self, batch: PromptBatch, batch_idx: int) -> None:
         with self.timed("generate"):
-            rollout = self.rollout.generate(batch, self.sampling, self.step_seed())
+            rollout = self.sample(batch, self.sampling, self.step_seed())
+            self.rollout.sleep()
         with self.timed("reward"):
             rewards = self.reward(rollout)
         advantages = group_advantages(rewards.total, rollout.group_size, self.grpo.scale_by_std)

@@ -44,7 +44,14 @@ class ImagePrompt:
 def image_prompt(backbone: PolicyBackbone, prompt: Prompt) -> ImagePrompt:
     """What vLLM is sent of a prompt."""
     text = backbone.processor.apply_chat_template(list(prompt.messages), tokenize=False, add_generation_prompt=True)
-    return ImagePrompt(text, tuple(backbone.processor.tokenizer(text)["input_ids"]), (prompt.image,))
+    images = (prompt.image,) if image_parts(prompt) else ()
+    return ImagePrompt(text, tuple(backbone.processor.tokenizer(text)["input_ids"]), images)
+
+
+def image_parts(prompt: Prompt) -> int:
+    """Number of image entries in a prompt's messages."""
+    contents = [message["content"] for message in prompt.messages]
+    return sum(part["type"] == "image" for content in contents if not isinstance(content, str) for part in content)
 
 
 def forbidden_bias(backbone: PolicyBackbone) -> dict[int, float]:

@@ -18,6 +18,7 @@ from pixelthink.geometry import CoordinateFrame
 from pixelthink.parsing import answer_text, parse_completion
 from pixelthink.policies.qwen_vl import Qwen25VL
 from pixelthink.rollouts.base import SamplingConfig
+from pixelthink.rollouts.completions import make_completion
 from pixelthink.rollouts.hf import HFEngine
 from pixelthink.segmenters.base import SegmentationRequest, Segmenter
 from pixelthink.types import Completion, Prompt, PromptBatch, RolloutBatch, Sample, Timings
@@ -113,11 +114,9 @@ def test_answer_text(text: str, expected: str) -> None:
 def test_tokens_inside_the_answer_are_counted(tiny_policy_path: Path) -> None:
     backbone = Qwen25VL(path=str(tiny_policy_path), dtype="float32", local_files_only=True)
     backbone.setup()
-    engine = HFEngine()
-    engine.setup(backbone, backbone.load_model())
     token_ids = backbone.processor.tokenizer.encode(ANSWER, add_special_tokens=False)
     zeros = [0.0] * len(token_ids)
-    completion = engine._completion(token_ids, zeros, [[-0.1, -3.0]] * len(token_ids), False, Timings())
+    completion = make_completion(backbone, token_ids, zeros, [[-0.1, -3.0]] * len(token_ids), stopped=False)
     assert completion.text == ANSWER
     assert completion.answer_tokens == len(backbone.processor.tokenizer.encode(OBJECT))
     assert completion.reasoning_tokens == len(backbone.processor.tokenizer.encode("hm"))

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
@@ -102,6 +103,12 @@ class PolicyBackbone(ABC):
         Raises:
             ValueError: if the processor would resize an image, so that the prompt's frame would be wrong.
         """
+
+    def encode_text(self, prompt: Prompt) -> EncodedPrompt:
+        """Token ids of a prompt whose messages have no image."""
+        text = self.processor.apply_chat_template(list(prompt.messages), tokenize=False, add_generation_prompt=True)
+        token_ids = torch.as_tensor(self.processor.tokenizer(text)["input_ids"])
+        return EncodedPrompt(token_ids, torch.zeros(0, 1), torch.zeros(0, 3, dtype=torch.int64))
 
     @abstractmethod
     def score(

@@ -18,7 +18,6 @@ import torch
 from torch import nn
 
 from pixelthink.rollouts.base import EngineScore, RolloutEngine, SamplingConfig, SyncReport
-from pixelthink.rollouts.vllm_requests import image_prompt
 from pixelthink.timing import now
 from pixelthink.types import Prompt, PromptBatch, RolloutBatch
 
@@ -190,7 +189,7 @@ class WeightSync:
                 start = " (those that this run started from, the base weights)" if version == min(self._known) else ""
                 causes.append(f"the engine still serves the weights of step {version}{start}: {cause}")
         text = replace(kept, prompts=(without_images(kept.prompts[0]),))
-        encoded = encoded_text(self.backbone, text.prompts[0])
+        encoded = self.backbone.encode_text(text.prompts[0])
         expected = policy_logprobs(self.backbone, self.policy, encoded, text)
         if not causes and mean_difference(self.engine.score(text)[0].logprobs, expected) <= limit:
             causes.append(
@@ -241,11 +240,3 @@ def without_images(prompt: Prompt) -> Prompt:
         return content if isinstance(content, str) else [part for part in content if part["type"] != "image"]
 
     return replace(prompt, messages=[{**message, "content": texts(message["content"])} for message in prompt.messages])
-
-
-def encoded_text(backbone: PolicyBackbone, prompt: Prompt) -> EncodedPrompt:
-    """A prompt without images, as the policy takes it."""
-    from pixelthink.policies.base import EncodedPrompt
-
-    token_ids = torch.tensor(image_prompt(backbone, prompt).token_ids)
-    return EncodedPrompt(token_ids, torch.zeros(0, 1), torch.zeros(0, 3, dtype=torch.int64))

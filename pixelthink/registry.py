@@ -29,6 +29,8 @@ from pixelthink.segmenters.base import Segmenter
 
 PLUGIN_GROUP = "pixelthink.plugins"
 PLUGIN_VARIABLE = "PIXELTHINK_PLUGINS"
+NO_COMPONENTS = "pixelthink.serving."
+"""A program of its own, whose modules need packages that come with vLLM."""
 
 KINDS: dict[str, type] = {
     "module": PolicyModule,
@@ -56,7 +58,7 @@ def load_components() -> None:
     """
     folder = [str(Path(pixelthink.__file__).parent)]
     for module in pkgutil.walk_packages(folder, "pixelthink."):
-        if not module.name.endswith("__main__"):
+        if not module.name.endswith("__main__") and not module.name.startswith(NO_COMPONENTS):
             importlib.import_module(module.name)
     for name, origin in _plugins():
         _import_plugin(name, origin)

@@ -12,7 +12,7 @@ from tests.support import ROOT
 
 PACKAGE = ROOT / "pixelthink"
 FLOORS = (
-    {"components", "jsonl", "checkpoint_io", "optim", "timing"},  # know nothing of the package
+    {"components", "jsonl", "checkpoint_io", "optim", "timing", "serving"},  # know nothing of the package
     {"types"},
     {"geometry"},
     {"parsing"},

@@ -1,0 +1,1 @@
+"""A vLLM server behind an authenticating front: `python -m pixelthink.serving`; see `docs/serving.md`."""

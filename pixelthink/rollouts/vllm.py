@@ -190,7 +190,7 @@ class VLLMEngine(RolloutEngine):
 
         started = now()
         prompts = [image_prompt(self.backbone, prompt) for prompt in batch.prompts]
-        seeds = request_seeds(seed, len(prompts))
+        seeds = request_seeds(seed, batch.places)
         params = [SamplingParams(**sampling_options(self.backbone, sampling, s), detokenize=False) for s in seeds]
         outputs = self._ask(prompts, params)
         completions = []

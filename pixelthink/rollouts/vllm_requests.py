@@ -59,15 +59,16 @@ def forbidden_bias(backbone: PolicyBackbone) -> dict[int, float]:
     return dict.fromkeys(backbone.forbidden_token_ids, FORBIDDEN_BIAS)
 
 
-def request_seeds(seed: int, prompts: int) -> list[int]:
+def request_seeds(seed: int, places: Sequence[int]) -> list[int]:
     """One seed per request, below 2**62; vLLM adds a completion's number in its group to it.
 
     Args:
-        seed: The rollout's, a function of run seed, step and process.
-        prompts: Number of requests.
+        seed: The rollout's, a function of run seed and step.
+        places: Place of each prompt in the step's batch, whatever process it is on.
     """
     generator = torch.Generator().manual_seed(seed)
-    return torch.randint(2**62, (prompts,), generator=generator).tolist()
+    table = torch.randint(2**62, (max(places) + 1,), generator=generator).tolist()
+    return [table[place] for place in places]
 
 
 def sampling_options(backbone: PolicyBackbone, sampling: SamplingConfig, seed: int) -> dict[str, Any]:

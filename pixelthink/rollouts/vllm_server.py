@@ -123,7 +123,7 @@ class VLLMServerEngine(RolloutEngine):
         """See `RolloutEngine.generate`; may run in a thread of its own, but not beside a sync."""
         started = now()
         assert self.pool is not None
-        seeds = request_seeds(seed, len(batch))
+        seeds = request_seeds(seed, batch.places)
         bodies = [
             self._body(prompt, (), sampling_options(self.backbone, sampling, request_seed))
             for prompt, request_seed in zip(batch.prompts, seeds, strict=True)

@@ -1,4 +1,4 @@
-"""The front of rollout servers: who and what gets past it. Nothing listens behind it here, so what passes ends in 502."""
+"""The front of rollout servers: who and what gets past it. Nothing listens behind it here: what passes ends in 502."""
 
 from __future__ import annotations
 
@@ -30,13 +30,21 @@ CHAT = {
     "model": "policy",
     "messages": [
         {"role": "system", "content": "rate"},
-        {"role": "user", "content": [{"type": "image_url", "image_url": {"url": PIXEL}}, {"type": "text", "text": "?"}]},
+        {
+            "role": "user",
+            "content": [{"type": "image_url", "image_url": {"url": PIXEL}}, {"type": "text", "text": "?"}],
+        },
     ],
     "response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": {}}},
 }
 INIT = {
-    **{"master_address": "10.0.0.1", "master_port": 29600, "rank_offset": 1, "world_size": 2},
-    **{"packed": True, "packed_buffer_size_bytes": 2**30, "packed_num_buffers": 2},
+    "master_address": "10.0.0.1",
+    "master_port": 29600,
+    "rank_offset": 1,
+    "world_size": 2,
+    "packed": True,
+    "packed_buffer_size_bytes": 2**30,
+    "packed_num_buffers": 2,
 }
 UPDATE = {"names": ["w"], "dtype_names": ["bfloat16"], "shapes": [[2, 3]]}
 
@@ -75,7 +83,14 @@ def test_what_the_engine_sends_passes_with_the_key_and_nothing_passes_without(we
     assert {(method, path) for method, path, _ in requests} == set(rules(weights_folder, True))
     for method, path, body in requests:
         assert front.request(method, path, json=body).status_code == 502, path
-        for wrong in ("", "Bearer", "Bearer x" + KEY, f"Basic {KEY}", f"Bearer {KEY[:-1]}", "Bearer é".encode("latin-1")):
+        for wrong in (
+            "",
+            "Bearer",
+            "Bearer x" + KEY,
+            f"Basic {KEY}",
+            f"Bearer {KEY[:-1]}",
+            "Bearer é".encode("latin-1"),
+        ):
             reply = front.request(method, path, json=body, headers={"Authorization": wrong})
             assert (reply.status_code, reply.json()["error"]["message"]) == (401, "the key is missing or wrong"), path
 
@@ -85,7 +100,10 @@ def test_what_the_engine_sends_passes_with_the_key_and_nothing_passes_without(we
     [
         *(("GET", path) for path in ("/", "/docs", "/openapi.json", "/metrics", "/ping", "/inference/v1/generate")),
         *(("POST", path) for path in ("/sleep", "/wake_up", "/pause", "/shutdown", "/v1/load_lora_adapter", "/health")),
-        *(("POST", path) for path in ("/v1//chat/completions", "/collective_rpc/", "/%63ollective_rpc/x", "/v1/embeddings")),
+        *(
+            ("POST", path)
+            for path in ("/v1//chat/completions", "/collective_rpc/", "/%63ollective_rpc/x", "/v1/embeddings")
+        ),
         *(("DELETE", "/v1/models"), ("OPTIONS", "/collective_rpc"), ("PUT", "/update_weights")),
     ],
 )

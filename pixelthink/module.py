@@ -33,6 +33,7 @@ from pixelthink.grpo.advantages import flat_group_share, group_advantages
 from pixelthink.grpo.experience import Experience, minibatches
 from pixelthink.grpo.loss import GRPOConfig, LossInputs, grpo_loss
 from pixelthink.grpo.micro_batches import in_order, micro_batches, that_teach
+from pixelthink.grpo.mismatch import mismatch_stats, mismatch_sums
 from pixelthink.policies.base import EncodedPrompt, PolicyBackbone
 from pixelthink.rewards.base import Reward
 from pixelthink.rewards.composite import PixelThinkReward
@@ -80,6 +81,7 @@ class GRPOModule(PolicyModule):
         self.optimizer_factory = optimizer
         self.reference: nn.Module | None = None
         self.seconds: dict[str, float] = {}
+        self.log_ratios: list[Tensor] = []  # log(policy / rollout) of the tokens of this step's micro-batches
 
     def configure_model(self) -> None:
         super().configure_model()
@@ -123,6 +125,9 @@ class GRPOModule(PolicyModule):
             prompt_index=tuple(i // rollout.group_size for i in range(len(completions))),
             mask=pad_sequence([torch.ones(len(c), dtype=torch.bool) for c in completions], True).to(self.device),
             advantages=advantages.to(self.device),
+            rollout_logprobs=pad_sequence([torch.tensor(c.logprobs) for c in rollout.completions], True).to(
+                self.device
+            ),
         )
         one_update = self.grpo.minibatches == self.grpo.epochs == 1
         old = None if one_update else self.frozen_logprobs(self.policy, experience)
@@ -160,7 +165,11 @@ class GRPOModule(PolicyModule):
         assert scores.entropy is not None
         entropy = scores.entropy if self.grpo.entropy_coef > 0 else scores.entropy.detach()  # a curve either way
         old = scores.logprobs.detach() if piece.old_logprobs is None else piece.old_logprobs
-        return LossInputs(scores.logprobs, old, piece.ref_logprobs, piece.mask, piece.advantages, entropy)
+        if piece.rollout_logprobs is not None:
+            self.log_ratios.append((old - piece.rollout_logprobs)[piece.mask])
+        return LossInputs(
+            scores.logprobs, old, piece.ref_logprobs, piece.mask, piece.advantages, entropy, piece.rollout_logprobs
+        )
 
     def step_seed(self) -> int:
         """Seed of this step's sampling, the same on all processes: a function of the run's seed and the step."""
@@ -186,10 +195,19 @@ class GRPOModule(PolicyModule):
             self.log(f"seconds/{phase}", value)
         step_seconds = sum(self.seconds.values())
         self.log("seconds/step", step_seconds)
+        self.log_mismatch()
         self.log("train/flat_groups", flat_groups, sync_dist=True)
         self.log("train/tokens_per_second", table[list(sums).index("response_tokens"), 0] / step_seconds)
         self.log("reward", stats["reward"], prog_bar=True, logger=False)
         self.log("think_tokens", stats["reasoning_tokens"], prog_bar=True, logger=False)
+
+    def log_mismatch(self) -> None:
+        """Logs how far the rollout engine's distribution is from the policy's, over the tokens that were trained on."""
+        log_ratio, self.log_ratios = torch.cat(self.log_ratios), []
+        for name, value in mismatch_stats(self.trainer.strategy.reduce(mismatch_sums(log_ratio), "sum")).items():
+            self.log(f"mismatch/{name}", value)
+        p99 = torch.quantile(log_ratio.abs().float(), 0.99)
+        self.log("mismatch/log_ratio_abs_p99", self.trainer.strategy.reduce(p99, "mean"))  # of processes: their mean
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Leaves the frozen reference out: it is loaded from where the policy started."""

@@ -35,6 +35,7 @@ class Experience(Generic[PromptT]):
         advantages: (N,).
         old_logprobs: Under the policy before the step, (N, T); None where one minibatch makes them the current ones.
         ref_logprobs: Under the reference, (N, T); None without KL.
+        rollout_logprobs: Under the engine that sampled, (N, T); None where nobody kept them.
         rows: Place of each completion in the experience that this one was selected from; empty if from none.
     """
 
@@ -45,6 +46,7 @@ class Experience(Generic[PromptT]):
     advantages: Tensor
     old_logprobs: Tensor | None = None
     ref_logprobs: Tensor | None = None
+    rollout_logprobs: Tensor | None = None
     rows: tuple[int, ...] = ()
 
     def __len__(self) -> int:
@@ -71,6 +73,7 @@ class Experience(Generic[PromptT]):
             self.advantages[index],
             cut(self.old_logprobs),
             cut(self.ref_logprobs),
+            cut(self.rollout_logprobs),
             tuple(rows),
         )
 

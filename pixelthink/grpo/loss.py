@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pixelthink.grpo.mismatch import RolloutCorrection, rollout_weights
+
 
 @dataclass(frozen=True)
 class GRPOConfig:
@@ -24,6 +26,10 @@ class GRPOConfig:
         micro_batch_tokens: Tokens per forward and backward, prompts included, in place of `micro_batch_size`; a group
             stays together where it fits. 0 goes by `micro_batch_size`.
         max_grad_norm: Gradients are scaled down to this norm.
+        rollout_correction: Importance weights against a rollout engine that does not quite sample from the policy:
+            `token_truncate` and `sequence_truncate` cut them off at a cap (TIS), `token_mask` and `sequence_mask` give
+            those beyond it the weight 0 (MIS); see `pixelthink.grpo.mismatch`.
+        rollout_correction_cap: The cap. 2 is ms-swift's default; TRL 1.16 has 3, with `sequence_mask`.
     """
 
     clip: float = 0.2
@@ -36,6 +42,8 @@ class GRPOConfig:
     micro_batch_size: int = 8
     micro_batch_tokens: int = 0
     max_grad_norm: float = 1.0
+    rollout_correction: RolloutCorrection = "none"
+    rollout_correction_cap: float = 2.0
 
     def __post_init__(self) -> None:
         if min(self.minibatches, self.epochs, self.micro_batch_size) < 1:
@@ -46,6 +54,8 @@ class GRPOConfig:
             raise ValueError("grpo: clip must lie in (0, 1); kl_coef and entropy_coef must not be negative")
         if self.kl_clamp <= 0 or self.max_grad_norm <= 0:
             raise ValueError("grpo: kl_clamp and max_grad_norm must be positive")
+        if self.rollout_correction_cap < 1:
+            raise ValueError("grpo: rollout_correction_cap must be at least 1, the ratio of equal distributions")
 
 
 @dataclass(frozen=True)
@@ -59,6 +69,7 @@ class LossInputs:
         mask: True (or 1) at completion tokens, (N, T).
         advantages: One a completion, (N,).
         entropy: Entropy of the policy at each token in nats, (N, T), or None without entropy bonus.
+        rollout_logprobs: Log-probabilities under the engine that sampled, (N, T); None without rollout correction.
     """
 
     logprobs: Tensor
@@ -67,6 +78,7 @@ class LossInputs:
     mask: Tensor
     advantages: Tensor
     entropy: Tensor | None = None
+    rollout_logprobs: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -87,6 +99,20 @@ def k3_kl(logprobs: Tensor, ref_logprobs: Tensor, clamp: float) -> Tensor:
     """Schulman's k3 estimate of KL(policy ‖ reference) per token: `e^d − d − 1` with d = ref − policy, clamped."""
     difference = ref_logprobs - logprobs
     return (difference.exp() - difference - 1).clamp(-clamp, clamp)
+
+
+def correction_weights(inputs: LossInputs, mask: Tensor, config: GRPOConfig) -> Tensor | float:
+    """Importance weights of the policy that the step started from against the engine that sampled, or 1.
+
+    Raises:
+        ValueError: a correction is configured but nobody kept the engine's log-probabilities.
+    """
+    if config.rollout_correction == "none":
+        return 1.0
+    if inputs.rollout_logprobs is None:
+        raise ValueError(f"grpo.rollout_correction: {config.rollout_correction} needs the rollout's log-probabilities")
+    log_ratio = inputs.old_logprobs - inputs.rollout_logprobs
+    return rollout_weights(log_ratio, mask, config.rollout_correction, config.rollout_correction_cap)
 
 
 def grpo_loss(inputs: LossInputs, config: GRPOConfig, normalizer: float | Tensor | None = None) -> LossOutput:
@@ -113,7 +139,8 @@ def grpo_loss(inputs: LossInputs, config: GRPOConfig, normalizer: float | Tensor
     advantages = inputs.advantages[:, None]
     unclipped = -advantages * ratio
     clipped = -advantages * ratio.clamp(1 - config.clip, 1 + config.clip)
-    policy_loss = mean(torch.maximum(unclipped, clipped))
+    weights = correction_weights(inputs, mask, config)
+    policy_loss = mean(weights * torch.maximum(unclipped, clipped))
 
     loss = policy_loss
     stats = {

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import lightning as L
 import numpy as np
 from lightning.pytorch.core.optimizer import LightningOptimizer
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 
 from pixelthink.components import resolved
@@ -54,6 +55,7 @@ class PolicyModule(L.LightningModule):
         self, policy: PolicyBackbone, rollout: RolloutEngine, segmenter: Segmenter, evaluation: EvaluationConfig
     ) -> None:
         super().__init__()
+        self.strict_loading = False  # checkpoints hold what is trained; on_load_checkpoint is strict about that
         self.backbone = resolved(policy)
         self.rollout = resolved(rollout)
         self.segmenter = resolved(segmenter)
@@ -68,6 +70,13 @@ class PolicyModule(L.LightningModule):
         if self.policy is None:
             self.backbone.setup()
             self.policy = self.backbone.load_model()
+        if self.is_fitting and not any(True for _ in self.trainable_parameters()):
+            raise ValueError("model.policy: no weight would be trained; a quantised policy needs model.policy.adapter")
+
+    @property
+    def is_fitting(self) -> bool:
+        """Whether the weights are for training, be it by a trainer or by hand."""
+        return self._trainer is None or self.trainer.state.fn == TrainerFn.FITTING
 
     def setup(self, stage: str) -> None:
         data = getattr(self.trainer, "datamodule", None)
@@ -172,6 +181,32 @@ class PolicyModule(L.LightningModule):
         optimizer.step()
         optimizer.zero_grad()
         return norm.detach()
+
+    def checkpointed(self) -> set[str]:
+        """Names of what a checkpoint holds: everything but those of the policy's weights that nobody trains."""
+        assert self.policy is not None
+        policy = {f"policy.{name}" for name in self.backbone.checkpointed(self.policy)}
+        return {name for name in self.state_dict() if name in policy or not name.startswith("policy.")}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Leaves out what can be loaded from elsewhere, such as the weights below an adapter."""
+        kept = self.checkpointed()
+        checkpoint["state_dict"] = {name: value for name, value in checkpoint["state_dict"].items() if name in kept}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuses a checkpoint of another policy, which loading without the weights left out would let pass.
+
+        Raises:
+            ValueError: weights of the policy are missing, or there are others; one line that names the first.
+        """
+        if "state_dict" not in checkpoint:  # a sharded checkpoint, which its strategy has loaded
+            return
+        own, found = self.checkpointed(), set(checkpoint["state_dict"])
+        for names, what in ((own - found, "lacks"), (found - own, "has, besides the policy's,")):
+            if names:
+                raise ValueError(
+                    f"the checkpoint is another policy's: it {what} {len(names)} weights, {min(names)!r} first"
+                )
 
 
 def segment_answers(

@@ -14,7 +14,6 @@ Deviations from the released PixelThink code (and the paper, which leaves these 
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Callable, Iterable
 from contextlib import contextmanager
@@ -22,7 +21,6 @@ from typing import Any
 
 import torch
 from jsonargparse import lazy_instance
-from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from torch.optim import AdamW, Optimizer
@@ -35,6 +33,7 @@ from pixelthink.grpo.loss import GRPOConfig, LossInputs, grpo_loss
 from pixelthink.grpo.micro_batches import in_order, micro_batches, that_teach
 from pixelthink.grpo.mismatch import mismatch_stats, mismatch_sums
 from pixelthink.policies.base import EncodedPrompt, PolicyBackbone
+from pixelthink.policies.reference import FrozenCopy, Reference
 from pixelthink.rewards.base import Reward
 from pixelthink.rewards.composite import PixelThinkReward
 from pixelthink.rollouts.base import RolloutEngine, SamplingConfig
@@ -51,7 +50,7 @@ class GRPOModule(PolicyModule):
     """Trains a policy by group-relative policy optimisation against a reward.
 
     Args:
-        policy: Model family and weights to start from; a frozen copy of them is the reference.
+        policy: Model family and weights to start from.
         reward: Scores completions.
         rollout: Engine that samples completions.
         segmenter: Turns answers into masks, for evaluation.
@@ -59,6 +58,7 @@ class GRPOModule(PolicyModule):
         grpo: Constants of the algorithm.
         evaluation: How answers are measured.
         optimizer: Optimizer of the policy; the released recipe is AdamW, 1e-6 constant, weight decay 1e-2.
+        reference: How the weights that the policy started from are kept, to measure its drift.
     """
 
     def __init__(
@@ -71,23 +71,25 @@ class GRPOModule(PolicyModule):
         grpo: GRPOConfig = GRPOConfig(),
         evaluation: EvaluationConfig = EvaluationConfig(),
         optimizer: OptimizerFactory = lambda parameters: AdamW(parameters, lr=1e-6, weight_decay=1e-2),
+        reference: Reference = lazy_instance(FrozenCopy),
     ) -> None:
         super().__init__(policy, rollout, segmenter, evaluation)
         self.automatic_optimization = False
-        self.strict_loading = False  # the reference is not in checkpoints; on_load_checkpoint is strict about the rest
         self.reward = resolved(reward)
         self.sampling = sampling
         self.grpo = grpo
         self.optimizer_factory = optimizer
-        self.reference: nn.Module | None = None
+        self.reference = resolved(reference)
+        self.reference_model: nn.Module | None = None  # where the reference is a model that the trainer places
+        self.has_reference = False
         self.seconds: dict[str, float] = {}
         self.log_ratios: list[Tensor] = []  # log(policy / rollout) of the tokens of this step's micro-batches
 
     def configure_model(self) -> None:
         super().configure_model()
-        fits = self._trainer is None or self.trainer.state.fn == TrainerFn.FITTING
-        if fits and self.reference is None and self.policy is not None and self.grpo.kl_coef > 0:
-            self.reference = copy.deepcopy(self.policy).eval().requires_grad_(False)
+        if self.is_fitting and not self.has_reference and self.policy is not None and self.grpo.kl_coef > 0:
+            self.reference_model = self.reference.build(self.backbone, self.policy)
+            self.has_reference = True
 
     def on_fit_start(self) -> None:
         super().on_fit_start()
@@ -131,13 +133,15 @@ class GRPOModule(PolicyModule):
         )
         one_update = self.grpo.minibatches == self.grpo.epochs == 1
         old = None if one_update else self.frozen_logprobs(self.policy, experience)
-        reference = self.frozen_logprobs(self.reference, experience) if self.grpo.kl_coef > 0 else None
+        reference = None
+        if self.grpo.kl_coef > 0:
+            with self.reference.weights(self.policy) as model:
+                reference = self.frozen_logprobs(model, experience)
         return Experience(**{**vars(experience), "old_logprobs": old, "ref_logprobs": reference})
 
     @torch.no_grad()
-    def frozen_logprobs(self, model: nn.Module | None, experience: Experience[EncodedPrompt]) -> Tensor:
+    def frozen_logprobs(self, model: nn.Module, experience: Experience[EncodedPrompt]) -> Tensor:
         """Log-probabilities of all completions under a model, (N, T), without gradient."""
-        assert model is not None
         pieces = micro_batches(experience, self.grpo, self.backbone.shares_prefix)
         scores = [self.backbone.score(model, p.prompts, p.completions, p.prompt_index).logprobs for p in pieces]
         return in_order(scores, pieces)
@@ -209,23 +213,6 @@ class GRPOModule(PolicyModule):
         p99 = torch.quantile(log_ratio.abs().float(), 0.99)
         self.log("mismatch/log_ratio_abs_p99", self.trainer.strategy.reduce(p99, "mean"))  # of processes: their mean
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Leaves the frozen reference out: it is loaded from where the policy started."""
-        state = checkpoint["state_dict"]
-        checkpoint["state_dict"] = {k: v for k, v in state.items() if not k.startswith("reference.")}
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuses a checkpoint of another policy, which loading without the reference's weights would let pass.
-
-        Raises:
-            ValueError: weights of the policy are missing, or there are others; one line that names the first.
-        """
-        if "state_dict" not in checkpoint:  # a sharded checkpoint, which its strategy has loaded
-            return
-        own = {name for name in self.state_dict() if not name.startswith("reference.")}
-        found = {name for name in checkpoint["state_dict"] if not name.startswith("reference.")}
-        for names, what in ((own - found, "lacks"), (found - own, "has, besides the policy's,")):
-            if names:
-                raise ValueError(
-                    f"the checkpoint is another policy's: it {what} {len(names)} weights, {min(names)!r} first"
-                )
+    def checkpointed(self) -> set[str]:
+        """As for every policy, without the reference: it is made anew from where the policy started."""
+        return {name for name in super().checkpointed() if not name.startswith("reference_model.")}

@@ -23,6 +23,7 @@ from pixelthink.data.base import SampleSource
 from pixelthink.data.prompts import PromptStyle
 from pixelthink.evaluation import PolicyModule
 from pixelthink.policies.base import PolicyBackbone
+from pixelthink.policies.reference import Reference
 from pixelthink.rewards.base import LengthScore, Reward, RewardTerm
 from pixelthink.rollouts.base import RolloutEngine
 from pixelthink.segmenters.base import Segmenter
@@ -35,6 +36,7 @@ NO_COMPONENTS = "pixelthink.serving."
 KINDS: dict[str, type] = {
     "module": PolicyModule,
     "policy": PolicyBackbone,
+    "reference": Reference,
     "rollout engine": RolloutEngine,
     "reward": Reward,
     "reward term": RewardTerm,

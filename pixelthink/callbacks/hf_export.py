@@ -5,42 +5,61 @@ from __future__ import annotations
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Any, cast
+from typing import Literal
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback
 from safetensors import SafetensorError
+from torch import nn
 
 from pixelthink.checkpoint_io import write_failure
 from pixelthink.evaluation import PolicyModule
+from pixelthink.policies.base import PolicyBackbone
 
 
 class HFExport(Callback):
-    """Writes weights, configuration and processor when training ends; loads with `from_pretrained`.
+    """Writes weights, configuration and processor when training ends.
 
     Args:
         path: Folder to write. It appears whole or not at all; an earlier export there is replaced.
+        what: `model` loads with `from_pretrained`, adapters merged and quantised weights unpacked; `adapter` is the
+            adapter alone, in peft's format, for `PeftModel.from_pretrained`, vLLM or `policy.adapter.init_from`.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, what: Literal["model", "adapter"] = "model") -> None:
         self.path = path
+        self.what = what
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Refuses what could not be exported, before training and not after it."""
+        if self.what == "adapter" and isinstance(pl_module, PolicyModule) and not pl_module.backbone.has_adapter:
+            raise ValueError("HFExport: what is 'adapter', but the policy has none; set model.policy.adapter")
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.is_global_zero and isinstance(pl_module, PolicyModule):
-            export_policy(pl_module, Path(self.path))
+            assert pl_module.policy is not None
+            export_policy(pl_module.backbone, pl_module.policy, Path(self.path), self.what)
 
 
-def export_policy(module: PolicyModule, folder: Path) -> None:
-    """Writes a module's policy and processor to a folder that appears whole or not at all.
+def export_policy(
+    backbone: PolicyBackbone, model: nn.Module, folder: Path, what: Literal["model", "adapter"] = "model"
+) -> None:
+    """Writes a policy and its processor to a folder that appears whole or not at all.
+
+    Args:
+        backbone: Knows the model.
+        model: What `backbone.load_model` gave, with the weights to write.
+        folder: Where to.
+        what: As for `HFExport`.
 
     Raises:
         OSError: the folder cannot be written; one line. An earlier export is still there, and nothing else.
+        ValueError: there is no adapter to write; one line.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
-        cast("Any", module.policy).save_pretrained(scratch)
-        module.backbone.processor.save_pretrained(scratch)
+        backbone.save(model, scratch, what)
         scratch.chmod(0o755)
         _replace(folder, scratch)
     except (OSError, SafetensorError) as error:

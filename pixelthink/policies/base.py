@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -81,6 +81,9 @@ class PolicyBackbone(ABC):
     convention: AnswerConvention
     """How the family writes coordinates: absolute pixels of the image that it sees, or thousandths of its sides."""
 
+    model_type: str = ""
+    """What transformers calls the family in a checkpoint's `config.json`."""
+
     processor: Any
     """Tokenizer and image processor (a transformers processor), there after `setup`."""
 
@@ -95,6 +98,14 @@ class PolicyBackbone(ABC):
     @abstractmethod
     def load_model(self) -> nn.Module:
         """The model with its weights, in training mode, on the CPU."""
+
+    def load_quantized(self, quantization: Literal["nf4", "int8"]) -> nn.Module:
+        """The weights of `load_model`, its language part in 4 or 8 bits: for a reference, not to be trained.
+
+        Raises:
+            ValueError: the family cannot be quantised; one line.
+        """
+        raise ValueError(f"{type(self).__name__} cannot be loaded in {quantization}")
 
     @abstractmethod
     def encode(self, prompts: Sequence[Prompt]) -> list[EncodedPrompt]:
@@ -206,6 +217,32 @@ class PolicyBackbone(ABC):
         if not config.architectures:
             config = type(config).from_dict({**config.to_dict(), "architectures": [type(model).__name__]})
         config.save_pretrained(folder)
+        self.processor.save_pretrained(folder)
+
+    @property
+    def has_adapter(self) -> bool:
+        """Whether an adapter is trained and not the weights themselves."""
+        return False
+
+    def checkpointed(self, model: nn.Module) -> set[str]:
+        """Names of those weights that a checkpoint has to hold; what is not trained can be loaded from where it was."""
+        return set(model.state_dict())
+
+    def save(self, model: nn.Module, folder: Path, what: Literal["model", "adapter"] = "model") -> None:
+        """Writes weights, configuration and processor in Hugging Face format.
+
+        Args:
+            model: What `load_model` gave.
+            folder: An existing, empty folder.
+            what: "model" is a whole model, adapters merged and weights unpacked; "adapter" the adapter alone, in peft's
+                format.
+
+        Raises:
+            ValueError: the policy has no adapter to write; one line.
+        """
+        if what == "adapter":
+            raise ValueError(f"there is no adapter to export: {type(self).__name__} has none")
+        cast("Any", model).save_pretrained(folder)
         self.processor.save_pretrained(folder)
 
     def count_tokens(self, text: str) -> int:

@@ -17,6 +17,7 @@ class Qwen3VL(Qwen25VL):
         kwargs: As for `Qwen25VL`.
     """
 
+    model_type = "qwen3_vl"
     convention = "per_mille"
 
     def __init__(self, path: str = "Qwen/Qwen3-VL-4B-Instruct", **kwargs: Any) -> None:

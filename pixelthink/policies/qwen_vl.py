@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from pixelthink.geometry import AnswerConvention
+from pixelthink.policies.adapters import LoRA, add_adapter, base_weights, is_adapter_weight
 from pixelthink.policies.attention import use_segments
 from pixelthink.policies.base import EncodedPrompt, PolicyBackbone, Prefill, TokenScores
+from pixelthink.policies.loading import check_family, clear_errors, require_checkpoint
 from pixelthink.policies.logprobs import selected_logprobs
 from pixelthink.policies.padded import padded_hidden, padded_rows
+from pixelthink.policies.plain import plain_config, plain_model
+from pixelthink.policies.quantization import Quantization, is_quantized, quantization_config, use_one_kernel
 from pixelthink.policies.shared_prefix import PREFIX_KERNELS, attention_mask, packed_hidden
 from pixelthink.policies.vision import tower_is_frozen, vision_features
 from pixelthink.types import Prompt
@@ -35,8 +37,14 @@ class Qwen25VL(PolicyBackbone):
         local_files_only: Never ask a model hub.
         logprobs: `shared_prefix` computes each prompt once for all its completions, `padded` once for each completion:
             the same numbers (`tests/unit/test_shared_prefix.py`), slower.
+        min_pixels: The processor enlarges smaller images; None keeps the checkpoint's own limit.
+        max_pixels: The processor shrinks larger images; None keeps the checkpoint's own limit.
+        adapter: Train a low-rank adapter and freeze all other weights; None trains the weights themselves.
+        quantization: Keep the language model in 4 bits (`nf4`) or 8 (`int8`), by bitsandbytes; trained with an adapter
+            only.
     """
 
+    model_type = "qwen2_5_vl"
     convention: AnswerConvention = "pixels"
 
     def __init__(
@@ -48,6 +56,10 @@ class Qwen25VL(PolicyBackbone):
         gradient_checkpointing: bool = False,
         local_files_only: bool = False,
         logprobs: Literal["shared_prefix", "padded"] = "shared_prefix",
+        min_pixels: int | None = None,
+        max_pixels: int | None = None,
+        adapter: LoRA | None = None,
+        quantization: Quantization = "none",
     ) -> None:
         if logprobs == "shared_prefix" and attn_implementation not in PREFIX_KERNELS:
             raise ValueError(
@@ -61,51 +73,60 @@ class Qwen25VL(PolicyBackbone):
         self.gradient_checkpointing = gradient_checkpointing
         self.local_files_only = local_files_only
         self.logprobs = logprobs
+        self.min_pixels = min_pixels
+        self.max_pixels = max_pixels
+        self.adapter = adapter
+        self.quantization: Quantization = quantization
 
     def setup(self) -> None:
         from transformers import AutoProcessor
 
-        self._require_checkpoint()
-        with self._clear_errors():
-            self.processor: Any = AutoProcessor.from_pretrained(self.path, local_files_only=self.local_files_only)
+        require_checkpoint(self.path)
+        check_family(self.path, type(self), self.local_files_only)
+        limits = {"min_pixels": self.min_pixels, "max_pixels": self.max_pixels}
+        with clear_errors(self.path):
+            self.processor: Any = AutoProcessor.from_pretrained(
+                self.path,
+                local_files_only=self.local_files_only,
+                **{name: limit for name, limit in limits.items() if limit is not None},
+            )
 
     def load_model(self) -> nn.Module:
+        return self._prepare(self._load(self.quantization))
+
+    def load_quantized(self, quantization: Literal["nf4", "int8"]) -> nn.Module:
+        return self._prepare(self._load(quantization))
+
+    def _load(self, quantization: Quantization) -> Any:
+        """The transformers model as it is on disk."""
         from transformers import AutoModelForImageTextToText
 
-        self._require_checkpoint()
-        with self._clear_errors():
-            model = AutoModelForImageTextToText.from_pretrained(
+        require_checkpoint(self.path)
+        dtype = getattr(torch, self.dtype)
+        options = {"quantization_config": config} if (config := quantization_config(quantization, dtype)) else {}
+        with clear_errors(self.path):
+            return AutoModelForImageTextToText.from_pretrained(
                 self.path,
-                dtype=getattr(torch, self.dtype),
+                dtype=dtype,
                 attn_implementation=self.attn_implementation,
                 local_files_only=self.local_files_only,
+                **options,
             )
-        return self._prepare(model)
 
     def _prepare(self, model: Any) -> nn.Module:
+        """Makes a model ready for training: who is trained, how attention is computed, what is kept for backward."""
         model.train()
         use_segments(model)
+        use_one_kernel(model)
+        if is_quantized(model):
+            model.requires_grad_(False)
+        if self.adapter is not None:
+            add_adapter(model, self.adapter, self.path)
         if self.freeze_vision_tower:
             model.model.visual.requires_grad_(False)
         if self.gradient_checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         return cast("nn.Module", model)
-
-    @contextmanager
-    def _clear_errors(self) -> Iterator[None]:
-        """Turns transformers' page on a model that cannot be loaded into one line that names the option."""
-        try:
-            yield
-        except (OSError, SafetensorError) as error:
-            is_folder = Path(self.path).is_dir()
-            where = "the folder is incomplete or damaged" if is_folder else "no such folder, nor a model of the hub"
-            reason = " ".join(str(error).split())
-            raise FileNotFoundError(f"policy.path: cannot load {self.path!r}, {where} ({reason[:160]})") from error
-
-    def _require_checkpoint(self) -> None:
-        looks_local = self.path.startswith((".", "/", "~")) or Path(self.path).exists() or self.path.count("/") != 1
-        if looks_local and not (Path(self.path) / "config.json").is_file():
-            raise FileNotFoundError(f"policy.path: no config.json in {self.path!r}, so there is no model to load")
 
     def encode(self, prompts: Sequence[Prompt]) -> list[EncodedPrompt]:
         template = self.processor.apply_chat_template
@@ -180,6 +201,30 @@ class Qwen25VL(PolicyBackbone):
             use_cache=True,
         )
         return cast("Any", model).lm_head(outputs.last_hidden_state).float()
+
+    def sync_weights(self, model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+        return base_weights(model)
+
+    def describe_model(self, model: nn.Module, folder: Path) -> None:
+        plain_config(model).save_pretrained(folder)
+        self.processor.save_pretrained(folder)
+
+    @property
+    def has_adapter(self) -> bool:
+        return self.adapter is not None
+
+    def checkpointed(self, model: nn.Module) -> set[str]:
+        names = super().checkpointed(model)
+        return {name for name in names if is_adapter_weight(name)} if self.has_adapter else names
+
+    def save(self, model: nn.Module, folder: Path, what: Literal["model", "adapter"] = "model") -> None:
+        if what == "model":
+            plain_model(model).save_pretrained(folder)
+        elif self.has_adapter:
+            cast("Any", model).save_pretrained(folder)
+        else:
+            raise ValueError("there is no adapter to export: model.policy.adapter is not set")
+        self.processor.save_pretrained(folder)
 
     @property
     def forbidden_token_ids(self) -> tuple[int, ...]:

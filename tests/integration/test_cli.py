@@ -77,7 +77,7 @@ def test_exported_policy_gives_the_logits_of_the_trained_one(trained: Run) -> No
     exported = AutoModelForImageTextToText.from_pretrained(folder / "policy").eval()
     processor = AutoProcessor.from_pretrained(folder / "policy")
     state = torch.load(folder / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
-    assert not [name for name in state if name.startswith("reference.")]
+    assert not [name for name in state if name.startswith("reference_model.")]
     in_memory = AutoModelForImageTextToText.from_config(exported.config).eval()
     in_memory.load_state_dict({name.removeprefix("policy."): value for name, value in state.items()})
     inputs = processor.tokenizer("find the red circle", return_tensors="pt")
@@ -165,7 +165,7 @@ def test_environment_variables_in_a_config(variable, expected, tmp_path, capsys,
     ("options", "explained"),
     [
         (["--model.help=GRPOModule"], "Completions per prompt."),
-        (["--model.help=GRPOModule"], "a frozen copy of them is the reference"),
+        (["--model.help=GRPOModule"], "Model family and weights to start from"),
         (["--help"], "Training prompts per step, over all processes."),
     ],
 )

@@ -14,7 +14,7 @@ def test_only_the_reference_may_be_missing(tiny_policy_path: Path) -> None:
     module = GRPOModule(Qwen25VL(str(tiny_policy_path), dtype="float32"))
     module.configure_model()
     checkpoint = {"state_dict": dict(module.state_dict())}
-    assert any(name.startswith("reference.") for name in checkpoint["state_dict"])
+    assert any(name.startswith("reference_model.") for name in checkpoint["state_dict"])
     module.on_save_checkpoint(checkpoint)
     module.on_load_checkpoint(checkpoint)
 

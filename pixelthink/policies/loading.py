@@ -1,0 +1,77 @@
+"""What stands at `policy.path`: whether it is a checkpoint, and of which family, before weights are read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+
+from pixelthink.policies.base import PolicyBackbone
+
+
+def require_checkpoint(path: str) -> None:
+    """Refuses a local path where there is no model.
+
+    Raises:
+        FileNotFoundError: one line that names the path, and says so where an adapter lies there.
+    """
+    looks_local = path.startswith((".", "/", "~")) or Path(path).exists() or path.count("/") != 1
+    if not looks_local or (Path(path) / "config.json").is_file():
+        return
+    if (Path(path) / "adapter_config.json").is_file():
+        base = json.loads((Path(path) / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"]
+        raise FileNotFoundError(
+            f"policy.path: {path!r} holds an adapter, not a model; set policy.path to its base {base!r} and "
+            f"policy.adapter.init_from to {path!r}"
+        )
+    raise FileNotFoundError(f"policy.path: no config.json in {path!r}, so there is no model to load")
+
+
+@contextmanager
+def clear_errors(path: str) -> Iterator[None]:
+    """Turns transformers' page on a model that cannot be loaded into one line that names the option."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        is_folder = Path(path).is_dir()
+        where = "the folder is incomplete or damaged" if is_folder else "no such folder, nor a model of the hub"
+        reason = " ".join(str(error).split())
+        raise FileNotFoundError(f"policy.path: cannot load {path!r}, {where} ({reason[:160]})") from error
+
+
+def check_family(path: str, owner: type[PolicyBackbone], local_files_only: bool) -> None:
+    """Refuses a checkpoint of another family than the class that was named for it.
+
+    Raises:
+        ValueError: one line that names the right class, or what a class for this family would have to provide.
+        FileNotFoundError: there is no readable configuration.
+    """
+    from transformers import AutoConfig
+    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as IMAGE_TEXT_MODELS
+
+    with clear_errors(path):
+        found = AutoConfig.from_pretrained(path, local_files_only=local_files_only).model_type
+    if found == owner.model_type:
+        return
+    known = {family.model_type: family.__name__ for family in _families(PolicyBackbone)}
+    if found in known:
+        raise ValueError(f"policy: {path!r} is a {found} model: use {known[found]} for it, not {owner.__name__}")
+    if found not in IMAGE_TEXT_MODELS:
+        raise ValueError(f"policy.path: {path!r} is a {found} model, which does not take an image and text to text")
+    raise ValueError(
+        f"policy: {path!r} is a {found} model, a family that has no class yet (there are {', '.join(known.values())}). "
+        "A new one is a PolicyBackbone in one file: its coordinate convention, encode, score, stop and forbidden "
+        "tokens, and prefill and decode for HFEngine; docs/new_model_family.md shows a whole one"
+    )
+
+
+def _families(base: type[Any]) -> Iterator[type[PolicyBackbone]]:
+    """The classes that introduce a family: those that name a model type of their own."""
+    for family in base.__subclasses__():
+        if family.__dict__.get("model_type"):
+            yield family
+        yield from _families(family)

@@ -29,12 +29,13 @@ from lightning.pytorch.callbacks import Callback
 from PIL import Image
 from transformers.utils.logging import disable_progress_bar
 
+from pixelthink.answering import segmentation_request
 from pixelthink.data.base import SampleSource
 from pixelthink.data.collate import Collate
 from pixelthink.data.datamodule import PromptData
 from pixelthink.data.prompts import ShortPrompt
 from pixelthink.data.shape_scenes import IMAGE_SIZE, draw_scene, rate_difficulty, sample_query, sample_scene
-from pixelthink.evaluation import EvaluationConfig, segmentation_request
+from pixelthink.evaluation import EvaluationConfig
 from pixelthink.geometry import target_from_mask
 from pixelthink.mask_iou import MaskIoU
 from pixelthink.module import GRPOModule

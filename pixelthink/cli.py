@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import traceback
@@ -76,6 +77,14 @@ class PixelThinkCLI(LightningCLI):
 
     def _parse_ckpt_path(self) -> None:
         """Nothing: a checkpoint has no say in the configuration, and need not be read twice."""
+
+    def instantiate_classes(self) -> None:
+        """Makes the components, and tells the module the configuration that it runs under."""
+        super().instantiate_classes()
+        if self.subcommand is not None:
+            plain = self.config[self.subcommand].clone()
+            plain.pop("config", None)
+            self.model.run_config = json.loads(json.dumps(plain.as_dict(), default=str))
 
     def before_instantiate_classes(self) -> None:
         """Refuses a checkpoint that is not there before anything is loaded; keeps no predictions in memory."""

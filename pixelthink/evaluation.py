@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal, cast
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, cast
 
 import lightning as L
-import numpy as np
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 
+from pixelthink.answering import lost_prediction, segment_answers
 from pixelthink.components import resolved
-from pixelthink.geometry import clip_target
+from pixelthink.metrics.functional import ProtocolName, get_protocol
+from pixelthink.metrics.measured import Measured, measure
 from pixelthink.metrics.report import SegmentationReport
-from pixelthink.parsing import Answer, parse_completion
+from pixelthink.parsing import parse_completion
 from pixelthink.policies.base import PolicyBackbone
+from pixelthink.results import Row, recorded_prediction
 from pixelthink.rollouts.base import RolloutEngine, SamplingConfig
 from pixelthink.rollouts.weight_sync import SyncConfig, WeightSync
-from pixelthink.segmenters.base import SegmentationRequest, Segmenter
-from pixelthink.timing import now
-from pixelthink.types import Box, Completion, Point, Prediction, Prompt, PromptBatch, RolloutBatch, Target, Timings
+from pixelthink.segmenters.base import Segmenter
+from pixelthink.types import Prediction, PromptBatch, RolloutBatch
+
+OCCURRENCES = ("failures/", "flaws/", "judge_failures/")
+CURVES_BY_LEVEL = ("n", "giou", "ciou", "reasoning_tokens", "parse_rate")
+"""What loggers are told of each difficulty level; `metrics.json` has everything of each."""
 
 
 @dataclass(frozen=True)
@@ -31,12 +36,23 @@ class EvaluationConfig:
     Attributes:
         protocol: Whose rules for ignored pixels and empty masks apply, see `pixelthink.metrics`.
         sampling: How answers are sampled; greedily by default, as in the released evaluation.
+        bootstrap_samples: Resamples of the samples behind the 95 % intervals.
+        bootstrap_seed: Seed of the resamples.
+        model_billions: Parameters of the model in billions, as the efficiency metrics shall take it (the papers say 7
+            for Qwen2.5-VL-7B); without it there are none.
     """
 
-    protocol: Literal["lisa", "segzero", "lens"] = "segzero"
+    protocol: ProtocolName = "segzero"
     sampling: SamplingConfig = field(default_factory=lambda: SamplingConfig(group_size=1, temperature=0.0))
+    bootstrap_samples: int = 2000
+    bootstrap_seed: int = 0
+    model_billions: float | None = None
 
     def __post_init__(self) -> None:
+        if self.bootstrap_samples < 1:
+            raise ValueError("evaluation.bootstrap_samples must be at least 1")
+        if self.model_billions is not None and self.model_billions <= 0:
+            raise ValueError(f"evaluation.model_billions must be positive, got {self.model_billions}")
         if self.sampling.group_size != 1:
             raise ValueError("evaluation.sampling.group_size must be 1: every prompt is answered once")
 
@@ -63,7 +79,14 @@ class PolicyModule(L.LightningModule):
         self.policy: nn.Module | None = None
         self.sync_config = SyncConfig()  # the callback RolloutWeightSync replaces it
         self.weight_sync: WeightSync | None = None
-        self.report = nn.ModuleDict({stage: SegmentationReport(evaluation.protocol) for stage in ("validate", "test")})
+        self.report = SegmentationReport(
+            evaluation.protocol, evaluation.bootstrap_samples, evaluation.bootstrap_seed, evaluation.model_billions
+        )
+        self.run_config: Mapping[str, Any] | None = None  # of the command line, for the header of results
+        self.recorded: Mapping[str, Row] = {}  # rows of an interrupted run, which are not answered again
+        self.measured: dict[str, Measured] = {}
+        self.metrics: dict[str, float] = {}
+        self._occurred: set[str] = set()
 
     def configure_model(self) -> None:
         """Loads the weights; Lightning may call this more than once."""
@@ -122,28 +145,55 @@ class PolicyModule(L.LightningModule):
         self.weight_sync.bring_up_to_date(self.global_step, batch, evaluating=evaluating)
         return self.rollout.generate(batch, sampling, seed)
 
+    @property
+    def answer_style(self) -> str:
+        """Style of the answers that the run's prompts ask for, see `pixelthink.parsing.parse_completion`."""
+        prompt = getattr(getattr(self.trainer, "datamodule", None), "prompt", None)
+        return prompt.answer_style if prompt is not None else "single"
+
     def answer(self, batch: PromptBatch) -> list[Prediction]:
-        """Answers each prompt once and segments the answers."""
+        """One prediction for each prompt: answered and segmented, lost with its image, or known from before.
+
+        A batch is answered as a whole, unless every answer is known: so a run that was interrupted gives the numbers of
+        one that was not.
+        """
+        rows = [self.recorded.get(prompt.sample.id) for prompt in batch.prompts]
+        lost = [prompt.sample.lost is not None for prompt in batch.prompts]
+        if all(row is not None and (gone or row["size"]) for row, gone in zip(rows, lost, strict=True)):
+            pairs = zip(batch.prompts, cast("list[Row]", rows), strict=True)
+            return [recorded_prediction(prompt, row, self.answer_style) for prompt, row in pairs]
+        there = [i for i, gone in enumerate(lost) if not gone]
+        asked = PromptBatch(tuple(batch.prompts[i] for i in there), tuple(batch.places[i] for i in there))
+        answered = iter(self._answer_prompts(asked) if there else [])
+        return [lost_prediction(p) if gone else next(answered) for p, gone in zip(batch.prompts, lost, strict=True)]
+
+    def _answer_prompts(self, batch: PromptBatch) -> list[Prediction]:
         rollout = self.sample(batch, self.evaluation.sampling, seed=0, evaluating=True)
-        style = getattr(getattr(self.trainer, "datamodule", None), "prompt", None)
-        answer_style = style.answer_style if style is not None else "single"
-        answers = [parse_completion(c.text, answer_style) for c in rollout.completions]
+        answers = [parse_completion(c.text, self.answer_style) for c in rollout.completions]
         return segment_answers(batch.prompts, rollout.completions, answers, self.segmenter)
 
     def validation_step(self, batch: PromptBatch, batch_idx: int) -> list[Prediction]:  # type: ignore[override]
-        return self._measure(batch, "validate")
+        return self._measure(batch)
 
     def test_step(self, batch: PromptBatch, batch_idx: int) -> list[Prediction]:  # type: ignore[override]
-        return self._measure(batch, "test")
+        return self._measure(batch)
 
     def predict_step(self, batch: PromptBatch, batch_idx: int) -> list[Prediction]:
         return self.answer(batch)
 
-    def _measure(self, batch: PromptBatch, stage: str) -> list[Prediction]:
+    def on_validation_epoch_start(self) -> None:
+        self.measured = {}
+
+    def on_test_epoch_start(self) -> None:
+        self.measured = {}
+
+    def _measure(self, batch: PromptBatch) -> list[Prediction]:
         predictions = self.answer(batch)
-        report = self.report[stage]
-        assert isinstance(report, SegmentationReport)
-        report.update(predictions)
+        for prediction in predictions:
+            measured = measure(prediction, get_protocol(self.evaluation.protocol))
+            if measured.id in self.measured:
+                raise ValueError(f"two samples have the id {measured.id!r}, so their results could not be told apart")
+            self.measured[measured.id] = measured
         return predictions
 
     def on_validation_end(self) -> None:
@@ -156,18 +206,25 @@ class PolicyModule(L.LightningModule):
         self.rollout.sleep()
 
     def on_validation_epoch_end(self) -> None:
-        self._log_report("validate", "val")
+        self._log_report("val")
 
     def on_test_epoch_end(self) -> None:
-        self._log_report("test", "test")
+        self._log_report("test")
 
-    def _log_report(self, stage: str, prefix: str) -> None:
-        report = self.report[stage]
-        assert isinstance(report, SegmentationReport)
-        values = {f"{prefix}/{name}": value for name, value in report.compute().items()}
-        self.log_dict(values, rank_zero_only=True)
-        self.log("gIoU", values[f"{prefix}/giou"], prog_bar=True, logger=False, rank_zero_only=True)
-        report.reset()
+    def _log_report(self, prefix: str) -> None:
+        """Computes the metrics of all processes' samples, and sends them to logger and progress bar."""
+        self.report.update(list(self.measured.values()))
+        self.metrics = self.report.compute()
+        self.report.reset()
+        if self.metrics.get("failures/image_lost", 0) == self.metrics.get("n"):
+            raise ValueError(f"not one of {self.metrics['n']:.0f} images could be found: is their folder right?")
+        curves = {name: value for name, value in self.metrics.items() if _is_curve(name)}
+        self._occurred |= {name for name in curves if name.startswith(OCCURRENCES)}
+        values = dict.fromkeys(self._occurred, 0.0) | curves  # what has occurred once goes back to 0
+        self.log_dict({f"{prefix}/{name}": value for name, value in values.items()}, rank_zero_only=True)
+        self.log("gIoU", self.metrics["giou"], prog_bar=True, logger=False, rank_zero_only=True)
+        if self.trainer.state.fn != TrainerFn.FITTING:
+            self.print(headline(self.evaluation, self.metrics))
 
     def trainable_parameters(self) -> Iterator[nn.Parameter]:
         """Parameters that an optimizer may change."""
@@ -209,51 +266,22 @@ class PolicyModule(L.LightningModule):
                 )
 
 
-def segment_answers(
-    prompts: Sequence[Prompt], completions: Sequence[Completion], answers: Sequence[Answer], segmenter: Segmenter
-) -> list[Prediction]:
-    """Masks of parsed answers, each the union of its objects.
-
-    An answer that cannot be used, and one that names no object, gets an empty mask; none is dropped, and what failed
-    keeps its reason.
-    """
-    requests = [segmentation_request(prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)]
-    asked = [i for i, request in enumerate(requests) if request.objects]
-    started = now()
-    masks = dict(zip(asked, segmenter.segment([requests[i] for i in asked]), strict=True)) if asked else {}
-    share_ms = 1000 * (now() - started) / max(1, len(asked))
-    predictions = []
-    for i, (prompt, completion, answer) in enumerate(zip(prompts, completions, answers, strict=True)):
-        width, height = prompt.sample.image.size
-        mask = masks.get(i, np.zeros((height, width), dtype=bool))
-        timings = answer_timings(prompt, completion, segmentation_ms=share_ms if i in masks else 0.0)
-        predictions.append(Prediction(prompt, completion, answer, mask, answer.failure, requests[i].objects, timings))
-    return predictions
+def _is_curve(name: str) -> bool:
+    """Whether a metric is worth a curve: overall any is, of a level only the headlines."""
+    key, _, rest = name.partition("/")
+    return not rest or key in CURVES_BY_LEVEL or (name.startswith(OCCURRENCES) and "/" not in rest)
 
 
-def answer_timings(prompt: Prompt, completion: Completion, segmentation_ms: float) -> Timings:
-    """The stages of one answer; the preparation is the resize plus the engine's part, where both were measured."""
-    resize, processor = prompt.preparation_ms, completion.timings.preparation_ms
-    preparation = None if resize is None or processor is None else resize + processor
-    return replace(completion.timings, preparation_ms=preparation, segmentation_ms=segmentation_ms)
-
-
-def segmentation_request(prompt: Prompt, answer: Answer) -> SegmentationRequest:
-    """What the segmenter is asked for; each of several answered objects has one point, a single object two."""
-    return SegmentationRequest(prompt.sample.image, answered_objects(prompt, answer), 1 if answer.objects else 2)
-
-
-def answered_objects(prompt: Prompt, answer: Answer) -> tuple[Target, ...]:
-    """The answered objects in original pixels, inside the image; none where the answer cannot be used."""
-    if answer.failure is not None:
-        return ()
-    found = [(o.box_xyxy, (o.point_xy, o.point_xy)) for o in answer.objects]
-    if not found and answer.box_xyxy is not None and answer.points_xy is not None:
-        found = [(answer.box_xyxy, (answer.points_xy[0], answer.points_xy[-1]))]
-    return tuple(
-        clip_target(
-            prompt.frame.target_to_original(Target(cast("Box", box), cast("tuple[Point, Point]", points))),
-            *prompt.sample.image.size,
-        )
-        for box, points in found
+def headline(evaluation: EvaluationConfig, values: Mapping[str, float]) -> str:
+    """The result on one line: protocol, number of samples, both scores with their intervals, failures by cause."""
+    scores = [
+        f"{label} {values[name]:.4f} [{values[f'{name}_ci95_low']:.4f}, {values[f'{name}_ci95_high']:.4f}]"
+        for label, name in (("gIoU", "giou"), ("cIoU", "ciou"))
+    ]
+    causes = {name.partition("/")[2]: int(n) for name, n in values.items() if name.startswith("failures/")}
+    failures = ", ".join(f"{cause} {n}" for cause, n in causes.items() if "/" not in cause) or "none"
+    seed = f"95 % bootstrap, seed {evaluation.bootstrap_seed}"
+    return (
+        f"protocol {evaluation.protocol}, N = {values['n']:.0f}: {', '.join(scores)} ({seed}); "
+        f"reasoning tokens {values['reasoning_tokens']:.1f}; failures: {failures}"
     )

@@ -80,6 +80,40 @@ def write_rows_atomically(path: str | Path, rows: Iterable[Mapping[str, Any]]) -
     return count
 
 
+def read_log(path: str | Path) -> list[Any]:
+    """The values of a file to which programs append one JSON value a line; empty where there is no such file.
+
+    A last line without its end was being written when the program died; it is cut off, so that appending can go on.
+
+    Raises:
+        OSError: the file cannot be read, or not be cut.
+        ValueError: another line is not JSON; `FILE:ROW: why`.
+    """
+    file = Path(path)
+    if not file.is_file():
+        return []
+    data = file.read_bytes()
+    whole = data[: data.rfind(b"\n") + 1]
+    if len(whole) < len(data):
+        os.truncate(file, len(whole))
+    values = []
+    for number, line in enumerate(whole.splitlines(), start=1):
+        try:
+            values.append(json.loads(line))
+        except (ValueError, RecursionError):
+            raise row_error(path, number, "not JSON") from None
+    return values
+
+
+def append_log(path: str | Path, values: Iterable[Any]) -> None:
+    """Appends JSON values, one a line, in one write that is on the disk when this returns."""
+    lines = "".join(json.dumps(value, ensure_ascii=False) + "\n" for value in values)
+    with Path(path).open("ab") as file:
+        file.write(lines.encode("utf-8"))
+        file.flush()
+        os.fsync(file.fileno())
+
+
 def _open_binary(path: Path) -> IO[bytes]:
     if path.suffix == ".gz":
         return gzip.open(path, "rb")  # type: ignore[return-value]

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from pixelthink.evaluation import segmentation_request
+from pixelthink.answering import segmentation_request
 from pixelthink.rewards.base import RewardTerm
 from pixelthink.segmenters.base import SegmentationRequest, Segmenter
 from pixelthink.types import Prompt, ScoringCase

@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 if TYPE_CHECKING:
+    from pixelthink.failures import Cause, Flaw
     from pixelthink.geometry import CoordinateFrame
     from pixelthink.parsing import Answer
 
@@ -61,6 +62,8 @@ class Sample:
         difficulty: Rated difficulty, 1 to 10; None where nobody rated it.
         reasoning: Reference reasoning by style name, for a supervised cold start and for judges.
         meta: Whatever the source wants to keep for reports.
+        index: Position in its source; None where nobody counted.
+        lost: Why the image is not there; the image is a placeholder then, and all but id and index unknown.
     """
 
     id: str
@@ -72,6 +75,8 @@ class Sample:
     difficulty: float | None = None
     reasoning: Mapping[str, str] = field(default_factory=dict)
     meta: Mapping[str, Any] = field(default_factory=dict)
+    index: int | None = None
+    lost: str | None = None
 
 
 @dataclass(frozen=True)
@@ -269,18 +274,22 @@ class Prediction:
         completion: The response.
         answer: The response, parsed; in answer coordinates.
         mask: Predicted mask in original pixels, bool (H, W); empty where the answer could not be used.
-        failure: Why the mask is empty, or None.
+        failure: Why the mask is empty and the sample scores 0, or None.
         objects: The answered objects in original pixels, inside the image; none where the answer could not be used.
         timings: Where the time went, from the image to the mask.
+        flaws: What is odd about the answer and did not keep it from being segmented.
+        failure_detail: More about the failure, on one line, where there is more to say.
     """
 
     prompt: Prompt
     completion: Completion
     answer: Answer
     mask: np.ndarray
-    failure: str | None
+    failure: Cause | None
     objects: tuple[Target, ...] = ()
     timings: Timings = field(default=Timings(), compare=False)
+    flaws: tuple[Flaw, ...] = ()
+    failure_detail: str | None = None
 
     def to(self, *target: Any, **options: Any) -> Prediction:
         """Itself: Lightning moves what it collects, and there is no tensor to move."""

@@ -28,9 +28,9 @@ from tqdm import tqdm
 from pixelthink.data.collate import Collate
 from pixelthink.data.datamodule import PromptData
 from pixelthink.data.difficulty import released_rows, success_to_difficulty
-from pixelthink.data.files import append_log, read_log
 from pixelthink.evaluation import PolicyModule
 from pixelthink.geometry import box_iou
+from pixelthink.jsonl import append_log, read_log
 from pixelthink.parsing import Answer, parse_completion
 from pixelthink.registry import RegistryError, load_components
 from pixelthink.rollouts.base import SamplingConfig

@@ -1,93 +1,158 @@
-"""Writes what a test or a prediction found: one JSON of metrics, one JSON line a sample."""
+"""Writes what an evaluation or a prediction found, batch by batch, so that a run may be killed and go on."""
 
 from __future__ import annotations
 
-import json
-import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch.distributed as dist
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.trainer.states import TrainerFn
 
-from pixelthink.geometry import encode_rle
+from pixelthink.callbacks.run_header import run_header, run_settings
+from pixelthink.callbacks.thumbnails import remove_unused_thumbnails, save_thumbnail
+from pixelthink.evaluation import PolicyModule
+from pixelthink.journal import Journal
 from pixelthink.jsonl import write_rows_atomically
+from pixelthink.metrics.measured import Measured
+from pixelthink.metrics.report import metrics_document
+from pixelthink.results import METRICS, RUN, SAMPLES, Row, sample_row, write_document
 from pixelthink.types import Prediction
 
 
 class ResultsWriter(Callback):
-    """Writes `metrics.json` and `samples.jsonl` to a folder when testing or predicting ends.
+    """Writes `run.json`, `samples.jsonl`, `metrics.json` and thumbnails; `docs/evaluation.md` says what they hold.
+
+    While the run is under way, each batch's rows are appended to `samples.part-RANK.jsonl`. A run that was killed is
+    started again with the same command: what was answered is not answered again, and the results are those of a run
+    that was not interrupted. It does nothing in `fit`.
 
     Args:
-        path: Folder to write to; made where it is missing.
+        path: Folder to write to; made where it is missing. Earlier results there stay until the new ones are whole.
+        thumbnail_side: Longer side in pixels of the small copies of the images; 0 saves none.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, thumbnail_side: int = 640) -> None:
+        if thumbnail_side < 0:
+            raise ValueError(f"ResultsWriter: thumbnail_side must not be negative, got {thumbnail_side}")
         self.path = path
-        self._rows: list[dict[str, Any]] = []
+        self.thumbnail_side = thumbnail_side
+        self._journal: Journal | None = None
+        self._settings: dict[str, Any] = {}
+        self._known: dict[str, Row] = {}
+        self._rows: list[Row] = []
 
-    def on_test_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, *rest: Any) -> None:
-        self._rows += [prediction_row(prediction) for prediction in outputs]
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.state.fn == TrainerFn.VALIDATING:
+            self._start(trainer, pl_module, "validate")
 
-    def on_predict_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, *rest: Any) -> None:
-        self._rows += [prediction_row(prediction) for prediction in outputs]
+    def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._start(trainer, pl_module, "test")
+
+    def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._start(trainer, pl_module, "predict")
+
+    def on_test_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, *rest: Any, **named: Any
+    ) -> None:
+        if self._journal is not None:
+            self._add(pl_module, outputs)
+
+    on_validation_batch_end = on_test_batch_end
+    on_predict_batch_end = on_test_batch_end
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._write(trainer, with_metrics=True)
+        if self._journal is not None:
+            self._finish(trainer, pl_module, self._journal)
 
-    def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._write(trainer, with_metrics=False)
+    on_validation_end = on_test_end
+    on_predict_end = on_test_end
 
-    def _write(self, trainer: L.Trainer, *, with_metrics: bool) -> None:
-        rows, self._rows = _gather(self._rows), []
+    def _start(self, trainer: L.Trainer, module: L.LightningModule, stage: str) -> None:
+        """Takes up what an interrupted run has left, and hands it to the module."""
+        if not isinstance(module, PolicyModule):
+            raise ValueError(f"ResultsWriter writes what a PolicyModule finds, not a {type(module).__name__}")
+        self._settings = run_settings(trainer, module, stage)
+        self._journal = Journal(self.path, self._settings, trainer.global_rank)
+        with _says_where(self.path):
+            self._known = from_first_process(self._journal.read() if trainer.is_global_zero else {})
+            self._journal.start()
+        if self._known:
+            module.print(f"{self.path}: {len(self._known)} samples were answered before this run was interrupted")
+        module.recorded, self._rows = self._known, []
+
+    def _add(self, module: L.LightningModule, predictions: list[Prediction]) -> None:
+        """Keeps the rows of a batch; those that were known already are on the disk."""
+        assert isinstance(module, PolicyModule)
+        assert self._journal is not None
+        with _says_where(self.path):
+            rows = [self._row(module, prediction) for prediction in predictions]
+            self._journal.append([row for row in rows if row != self._known.get(row["id"])])
+        self._rows += rows
+
+    def _row(self, module: PolicyModule, prediction: Prediction) -> Row:
+        sample = prediction.prompt.sample
+        thumbnail = self._known.get(sample.id, {}).get("thumbnail")
+        if thumbnail is None and self.thumbnail_side and sample.lost is None:
+            thumbnail = save_thumbnail(sample.image, Path(self.path), self.thumbnail_side)
+        return sample_row(prediction, module.measured.get(sample.id), thumbnail)
+
+    def _finish(self, trainer: L.Trainer, module: L.LightningModule, journal: Journal) -> None:
+        """Writes the files, of all processes' rows in the source's order; then the journal has done its work."""
+        assert isinstance(module, PolicyModule)
+        rows = gathered([row | _rating(module.measured.get(row["id"])) for row in self._rows])
+        rows.sort(key=lambda row: -1 if row["index"] is None else row["index"])
+        self._journal, self._rows, self._known, module.recorded = None, [], {}, {}
         if not trainer.is_global_zero:
             return
-        try:
-            self._write_files(trainer, rows, with_metrics=with_metrics)
-        except OSError as error:
-            raise OSError(f"results cannot be written to {self.path}: {error.strerror or error}") from error
-
-    def _write_files(self, trainer: L.Trainer, rows: list[dict[str, Any]], *, with_metrics: bool) -> None:
         folder = Path(self.path)
-        folder.mkdir(parents=True, exist_ok=True)
-        write_rows_atomically(folder / "samples.jsonl", rows)
-        if with_metrics:
-            metrics = {k.removeprefix("test/"): float(v) for k, v in trainer.callback_metrics.items() if "/" in k}
-            write_text_atomically(folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
+        with _says_where(self.path):
+            write_rows_atomically(folder / SAMPLES, rows)
+            write_document(folder / RUN, run_header(trainer, module, self._settings))
+            if self._settings["stage"] == "predict":
+                (folder / METRICS).unlink(missing_ok=True)  # of an earlier evaluation
+            else:
+                write_document(folder / METRICS, self._metrics(module))
+            remove_unused_thumbnails(folder, {row["thumbnail"] for row in rows if row["thumbnail"]})
+            journal.remove()
+        module.print(f"results: {folder}")
+
+    def _metrics(self, module: PolicyModule) -> dict[str, Any]:
+        return {
+            "protocol": module.evaluation.protocol,
+            "count": "expression",
+            **metrics_document(module.metrics),
+        }
 
 
-def write_text_atomically(path: Path, text: str) -> None:
-    """Writes a text file that appears whole or not at all."""
-    scratch = path.with_name(f".{path.name}.tmp")
+def _rating(measured: Measured | None) -> Row:
+    """What a judge has added to a row since its batch."""
+    return {} if measured is None else {"rscore": measured.rscore, "judge_failure": measured.judge_failure}
+
+
+@contextmanager
+def _says_where(path: str) -> Iterator[None]:
+    """Names the folder in the error of a disk that is full, or not there."""
     try:
-        scratch.write_text(text, encoding="utf-8")
-        os.replace(scratch, path)
-    finally:
-        scratch.unlink(missing_ok=True)
+        yield
+    except OSError as error:
+        raise OSError(f"results cannot be written to {path}: {error.strerror or error}") from error
 
 
-def prediction_row(prediction: Prediction) -> dict[str, Any]:
-    """A prediction as a JSON object; the mask as COCO RLE in original pixels."""
-    sample, completion = prediction.prompt.sample, prediction.completion
-    return {
-        "id": sample.id,
-        "question": sample.question,
-        "difficulty": sample.difficulty,
-        "response": completion.text,
-        "finish_reason": completion.finish_reason,
-        "reasoning_tokens": completion.reasoning_tokens,
-        "response_tokens": len(completion.token_ids),
-        "uncertainty": completion.uncertainty,
-        "failure": prediction.failure,
-        "prediction": encode_rle(prediction.mask),
-        "target": None if sample.mask is None else encode_rle(sample.mask),
-        "ignore": None if sample.ignore is None else encode_rle(sample.ignore),
-    }
+def from_first_process(value: Any) -> Any:
+    """The first process's value, on every process."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return value
+    values = [value]
+    dist.broadcast_object_list(values, src=0)
+    return values[0]
 
 
-def _gather(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The rows of all processes."""
+def gathered(rows: list[Row]) -> list[Row]:
+    """The rows of all processes, on every process."""
     if not (dist.is_available() and dist.is_initialized()):
         return rows
     everyone: list[Any] = [None] * dist.get_world_size()

@@ -8,6 +8,7 @@ from jsonargparse import lazy_instance
 from pixelthink.components import resolved
 from pixelthink.data.base import SampleSource
 from pixelthink.data.collate import Collate
+from pixelthink.data.evaluated import EvaluatedSource
 from pixelthink.data.loader import EpochSampler, ResumableLoader
 from pixelthink.data.prompts import PixelThinkPrompt, PromptStyle
 from pixelthink.geometry import AnswerConvention
@@ -79,7 +80,8 @@ class PromptData(L.LightningDataModule):
             world_size=world_size,
         )
         collate = Collate(self.prompt, self.image_size, self.coordinates, rank, world_size)
-        return ResumableLoader(source, sampler, collate_fn=collate, num_workers=self.num_workers)
+        samples = source if train else EvaluatedSource(source)
+        return ResumableLoader(samples, sampler, collate_fn=collate, num_workers=self.num_workers)
 
     def train_dataloader(self) -> ResumableLoader:
         return self._loader("train", self.batch_size, train=True)

@@ -86,36 +86,6 @@ class _DataUnpickler(pickle.Unpickler):
             raise _RefusedError(f"{module}.{name}"[:80]) from None
 
 
-def read_log(path: str | Path) -> list[Any]:
-    """The values of a file to which programs append one JSON value a line; empty where there is no such file.
-
-    A last line without its end was being written when the program died; it is cut off, so that appending can go on.
-
-    Raises:
-        ValueError: another line is not JSON; `FILE:ROW: why`.
-    """
-    file = Path(path)
-    if not file.is_file():
-        return []
-    whole, newline, torn = read_bytes(file).rpartition(b"\n")
-    if torn:
-        file.write_bytes(whole + newline)
-    values = []
-    for number, line in enumerate(whole.splitlines(), start=1):
-        try:
-            values.append(json.loads(line))
-        except (ValueError, RecursionError):
-            raise ValueError(f"{path}:{number}: not JSON") from None
-    return values
-
-
-def append_log(path: str | Path, values: Iterable[Any]) -> None:
-    """Appends JSON values, one a line, in one write."""
-    lines = "".join(json.dumps(value, ensure_ascii=False) + "\n" for value in values)
-    with Path(path).open("ab") as file:
-        file.write(lines.encode("utf-8"))
-
-
 def duplicates(ids: Iterable[str]) -> dict[int, int]:
     """Position → first position of the same id, for every id that came before."""
     first: dict[str, int] = {}

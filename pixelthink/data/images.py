@@ -12,6 +12,10 @@ MAX_IMAGE_PIXELS = 100_000_000
 """Larger images are refused before they are decoded: as RGB they would take more than 300 MB each."""
 
 
+class ImageLost(ValueError):
+    """There is no file where an image should be."""
+
+
 def open_rgb(source: str | Path | bytes, name: str | None = None) -> Image.Image:
     """Reads an image wholly, upright and in RGB.
 
@@ -24,7 +28,8 @@ def open_rgb(source: str | Path | bytes, name: str | None = None) -> Image.Image
         name: What to call the image in errors; the path by default.
 
     Raises:
-        ValueError: the file is missing, truncated, larger than `MAX_IMAGE_PIXELS` or no image; one line that begins
+        ImageLost: the file is missing; a `ValueError` whose one line begins with the name.
+        ValueError: the file is truncated, larger than `MAX_IMAGE_PIXELS` or no image; one line that begins
             with the name.
     """
     name = name or ("image" if isinstance(source, bytes) else str(source))
@@ -35,7 +40,7 @@ def open_rgb(source: str | Path | bytes, name: str | None = None) -> Image.Image
             image.load()
             upright = ImageOps.exif_transpose(image)
     except FileNotFoundError:
-        raise ValueError(f"{name}: there is no such image") from None
+        raise ImageLost(f"{name}: there is no such image") from None
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
         reason = " ".join(str(error).replace(repr(str(source)), "the file").split())[:200]
         raise ValueError(f"{name}: not a readable image: {reason}") from None

@@ -9,6 +9,7 @@ import torch
 from torch.utils.data import DataLoader, Sampler
 
 from pixelthink.data.base import SampleSource
+from pixelthink.data.evaluated import EvaluatedSource
 
 
 class EpochSampler(Sampler[list[int]]):
@@ -86,7 +87,7 @@ class ResumableLoader:
         options: Further options of the `DataLoader`.
     """
 
-    def __init__(self, source: SampleSource, sampler: EpochSampler, **options: Any) -> None:
+    def __init__(self, source: SampleSource | EvaluatedSource, sampler: EpochSampler, **options: Any) -> None:
         self.loader: DataLoader[Any] = DataLoader(source, batch_sampler=sampler, **options)  # type: ignore[arg-type]
         self.batch_sampler = sampler  # where Lightning looks for the `set_epoch` of its `sampler`
         self._handed_out = 0

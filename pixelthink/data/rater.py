@@ -18,8 +18,8 @@ from urllib.parse import urlsplit
 
 from pixelthink.data.base import SampleSource
 from pixelthink.data.checks import check_sample
-from pixelthink.data.files import append_log, read_log
 from pixelthink.data.rating import SCHEMA, parse_rating, rating_messages
+from pixelthink.jsonl import append_log, read_log
 
 RETRIED = (408, 409, 425, 429)
 LONGEST_WAIT = 60.0

@@ -106,8 +106,13 @@ def mask_ious(intersections: npt.ArrayLike, unions: npt.ArrayLike, protocol: Pro
 
 def giou(intersections: npt.ArrayLike, unions: npt.ArrayLike, protocol: Protocol) -> float:
     """Mean of per-mask IoUs; NaN without masks. Arguments as in `mask_ious`."""
-    ious = mask_ious(intersections, unions, protocol)
-    return float(ious.mean()) if ious.size else math.nan
+    return exact_mean(mask_ious(intersections, unions, protocol))
+
+
+def exact_mean(values: npt.ArrayLike) -> float:
+    """Mean whose sum is rounded once, so that it is the same in any order and on any number of processes; else NaN."""
+    array = np.asarray(values, dtype=np.float64)
+    return math.fsum(array) / array.size if array.size else math.nan
 
 
 def ciou(intersections: npt.ArrayLike, unions: npt.ArrayLike, protocol: Protocol) -> float:
@@ -168,6 +173,9 @@ def bootstrap_interval(
 ) -> tuple[float, float]:
     """Percentile bootstrap interval of a mean, or of a ratio of sums (Efron, 1979).
 
+    What is drawn from is put in order first, so the interval depends on the seed but not on the order of the samples,
+    nor on the number of processes that they came from.
+
     Args:
         values: (N,): per-mask IoUs for gIoU, intersections for cIoU.
         weights: None for the mean of `values`; for the ratio Σvalues/Σweights (cIoU: unions) the denominators, (N,),
@@ -188,6 +196,8 @@ def bootstrap_interval(
         raise ValueError(f"a bootstrap needs (N,) values and as many weights, got {top.shape} and {bottom.shape}")
     if not 0.0 < level < 1.0 or samples < 1:
         raise ValueError(f"a bootstrap needs 0 < level < 1 and samples ≥ 1, got {level} and {samples}")
+    order = np.lexsort((bottom, top))
+    top, bottom = top[order], bottom[order]
     generator = np.random.default_rng(seed)
     ratios = np.empty(samples)
     step = max(1, RESAMPLES_AT_ONCE // top.size)

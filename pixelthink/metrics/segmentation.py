@@ -8,8 +8,19 @@ from typing import Any
 import torch
 from torch import Tensor
 from torchmetrics import Metric
+from torchmetrics.utilities import dim_zero_cat
 
-from pixelthink.metrics.functional import Mask, ProtocolName, ciou_of_sums, get_protocol, mask_counts, mask_ious
+from pixelthink.metrics.functional import (
+    Mask,
+    ProtocolName,
+    bootstrap_interval,
+    ciou,
+    ciou_of_sums,
+    exact_mean,
+    get_protocol,
+    mask_counts,
+    mask_ious,
+)
 
 
 class _MaskMetric(Metric):
@@ -97,3 +108,70 @@ class CIoU(_MaskMetric):
         known = int(self.count) > 0
         value = ciou_of_sums(int(self.intersection), int(self.union), self.protocol) if known else float("nan")
         return torch.tensor(value, dtype=torch.float64, device=self.union.device)
+
+
+class MaskScores(Metric):
+    """gIoU and cIoU with their 95 % bootstrap intervals, and how many masks they are of, from counted pixels.
+
+    Every mask is kept, 24 bytes each, because an interval is drawn from all of them. The numbers do not depend on the
+    order of the masks or on how many processes counted them.
+
+    Args:
+        protocol: "lisa", "segzero" or "lens".
+        bootstrap_samples: Resamples behind the intervals; 0 leaves them out.
+        seed: Seed of the resamples.
+        kwargs: torchmetrics' options.
+    """
+
+    is_differentiable = False
+    higher_is_better = True
+    full_state_update = False
+    intersections: list[Tensor]
+    unions: list[Tensor]
+    ious: list[Tensor]
+
+    def __init__(self, protocol: ProtocolName, bootstrap_samples: int = 2000, seed: int = 0, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.protocol = get_protocol(protocol)
+        self.bootstrap_samples = bootstrap_samples
+        self.seed = seed
+        for name in ("intersections", "unions", "ious"):
+            self.add_state(name, [], dist_reduce_fx="cat")
+
+    def update(self, intersections: Sequence[int], unions: Sequence[int], ious: Sequence[float]) -> None:
+        """Adds N masks.
+
+        Args:
+            intersections: Pixels, N.
+            unions: Pixels, N.
+            ious: N IoUs in 0 to 1, `functional.mask_ious` or 0 where the answer failed.
+
+        Raises:
+            ValueError: arguments of different lengths; nothing was added then.
+        """
+        if not len(intersections) == len(unions) == len(ious):
+            raise ValueError(f"{len(intersections)} intersections, {len(unions)} unions and {len(ious)} IoUs")
+        device = self.device
+        self.intersections.append(torch.tensor(intersections, dtype=torch.int64, device=device))
+        self.unions.append(torch.tensor(unions, dtype=torch.int64, device=device))
+        self.ious.append(torch.tensor(ious, dtype=torch.float64, device=device))
+
+    def compute(self) -> dict[str, Tensor]:
+        """`n`, `giou`, `ciou` and, with resamples, `giou_ci95_low`, `giou_ci95_high` and the same of `ciou`; float64.
+
+        Empty before the first mask.
+        """
+        shared, joined, ious = (_joined(state) for state in (self.intersections, self.unions, self.ious))
+        if not ious.size:
+            return {}
+        values = {"n": float(ious.size), "giou": exact_mean(ious), "ciou": ciou(shared, joined, self.protocol)}
+        if self.bootstrap_samples:
+            options: dict[str, Any] = {"samples": self.bootstrap_samples, "seed": self.seed}
+            values["giou_ci95_low"], values["giou_ci95_high"] = bootstrap_interval(ious, **options)
+            values["ciou_ci95_low"], values["ciou_ci95_high"] = bootstrap_interval(shared, joined, **options)
+        return {name: torch.tensor(value, dtype=torch.float64) for name, value in values.items()}
+
+
+def _joined(state: list[Tensor]) -> Any:
+    """All values of a state, as an array."""
+    return dim_zero_cat(state).cpu().numpy() if len(state) else torch.empty(0).numpy()

@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from pixelthink.answering import segment_answers
 from pixelthink.cli import main
-from pixelthink.evaluation import segment_answers
 from pixelthink.geometry import CoordinateFrame, target_from_mask
 from pixelthink.mask_iou import MaskIoU, portions, soft_iou
 from pixelthink.parsing import format_response, parse_completion

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pixelthink.answering import segment_answers
 from pixelthink.data.collate import Collate
 from pixelthink.data.prompts import ShortPrompt
 from pixelthink.data.shape_scenes import ShapeScenes
-from pixelthink.evaluation import segment_answers
 from pixelthink.geometry import CoordinateFrame
 from pixelthink.parsing import answer_text, parse_completion
 from pixelthink.policies.qwen_vl import Qwen25VL

@@ -1,0 +1,79 @@
+"""The numbers of one evaluated sample, from which every metric of an evaluation is computed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from pixelthink.failures import Cause, Flaw
+from pixelthink.metrics.functional import Protocol, mask_counts, mask_ious
+from pixelthink.types import Prediction, Timings
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One sample, measured.
+
+    Attributes:
+        id: The sample's id.
+        difficulty: 1 to 10, or None where nobody rated it.
+        intersection: Pixels, under the protocol.
+        union: Pixels, under the protocol; 0 where the image is lost, since the size of the target is.
+        iou: In 0 to 1; 0 where the answer failed, also where there was nothing to be found.
+        failure: Why the sample scores 0, or None.
+        flaws: What is odd about the answer.
+        reasoning_tokens: Tokens inside `<think>`.
+        answer_tokens: Tokens inside `<answer>`; None where nobody counted them.
+        response_tokens: Tokens of the whole response, the end token included.
+        words: White-space separated words of the whole response.
+        timings: Where the time went.
+        rscore: A judge's rating of the reasoning, 0 to 10; None where there is none.
+        judge_failure: Why the judge gave none, or None.
+    """
+
+    id: str
+    difficulty: float | None
+    intersection: int
+    union: int
+    iou: float
+    failure: Cause | None
+    flaws: tuple[Flaw, ...]
+    reasoning_tokens: int
+    answer_tokens: int | None
+    response_tokens: int
+    words: int
+    timings: Timings = field(default=Timings())
+    rscore: float | None = None
+    judge_failure: str | None = None
+
+
+def measure(prediction: Prediction, protocol: Protocol) -> Measured:
+    """Measures one prediction, a failed one as I = 0, U = |target|.
+
+    Args:
+        prediction: What to measure.
+        protocol: Whose rules for ignored pixels and empty masks apply.
+
+    Raises:
+        ValueError: the sample's true mask is unknown; names it.
+    """
+    sample, completion = prediction.prompt.sample, prediction.completion
+    if sample.lost is not None:
+        shared, joined = 0, 0
+    elif sample.mask is None:
+        raise ValueError(f"sample {sample.id!r} has no mask, so its answer cannot be measured; use predict")
+    else:
+        shared, joined = mask_counts(prediction.mask, sample.mask, sample.ignore, protocol)
+    return Measured(
+        id=sample.id,
+        difficulty=sample.difficulty,
+        intersection=shared,
+        union=joined,
+        iou=0.0 if prediction.failure is not None else float(mask_ious([shared], [joined], protocol)[0]),
+        failure=prediction.failure,
+        flaws=prediction.flaws,
+        reasoning_tokens=completion.reasoning_tokens,
+        answer_tokens=completion.answer_tokens,
+        response_tokens=len(completion.token_ids),
+        words=len(completion.text.split()),
+        timings=prediction.timings,
+    )

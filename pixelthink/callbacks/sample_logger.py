@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -11,14 +10,11 @@ import lightning as L
 import numpy as np
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
-from PIL import Image, ImageDraw, ImageFilter, ImageFont
+from PIL import Image, ImageDraw, ImageFont
 
-from pixelthink.types import Prediction, Target
+from pixelthink.callbacks.drawing import PREDICTED_COLOR, TRUE_COLOR, Color, draw_boxes, draw_mask, draw_targets
+from pixelthink.types import Prediction
 
-Color = tuple[int, int, int]
-
-TRUE_COLOR: Color = (40, 200, 80)
-PREDICTED_COLOR: Color = (235, 60, 60)
 HEADER, LINE = 22, 18
 """Heights in pixels of the headings and of a line of text."""
 
@@ -75,9 +71,9 @@ def draw_panel(prediction: Prediction, side: int = 336) -> np.ndarray:
     scale = side / max(sample.image.size)
     size = (round(sample.image.width * scale), round(sample.image.height * scale))
     left, right = (sample.image.resize(size, Image.Resampling.NEAREST) for _ in range(2))
-    left = _draw_targets(_draw_mask(left, sample.mask, TRUE_COLOR), sample.targets, TRUE_COLOR, scale)
-    right = _draw_boxes(_draw_mask(right, prediction.mask, PREDICTED_COLOR), sample.targets, TRUE_COLOR, scale)
-    right = _draw_targets(right, prediction.objects, PREDICTED_COLOR, scale)
+    left = draw_targets(draw_mask(left, sample.mask, TRUE_COLOR), sample.targets, TRUE_COLOR, scale)
+    right = draw_boxes(draw_mask(right, prediction.mask, PREDICTED_COLOR), sample.targets, TRUE_COLOR, scale)
+    right = draw_targets(right, prediction.objects, PREDICTED_COLOR, scale)
     text = _caption(prediction, columns=max(20, 2 * size[0] // 8))
     panel = Image.new("RGB", (2 * size[0] + 4, size[1] + HEADER + LINE * len(text) + 8), "white")
     panel.paste(left, (0, HEADER))
@@ -104,41 +100,6 @@ def _headline(prediction: Prediction) -> str:
         return "answer"
     union = (truth | prediction.mask).sum()
     return f"answer, IoU {(truth & prediction.mask).sum() / union if union else 1.0:.2f}"
-
-
-def _draw_mask(picture: Image.Image, mask: np.ndarray | None, color: Color) -> Image.Image:
-    """Tints a mask and outlines it, white outside and coloured inside, so that it shows on any background."""
-    if mask is None:
-        return picture
-    pixels = np.array(picture, dtype=np.float32)
-    inside = np.asarray(Image.fromarray(mask).resize(picture.size, Image.Resampling.NEAREST), dtype=bool)
-    pixels[inside] = 0.55 * pixels[inside] + 0.45 * np.array(color, dtype=np.float32)
-    pixels[_grown(inside) & ~inside] = 255
-    pixels[_grown(~inside) & inside] = color
-    return Image.fromarray(pixels.astype(np.uint8))
-
-
-def _grown(mask: np.ndarray) -> np.ndarray:
-    """A mask grown by two pixels, bool (H, W)."""
-    picture = Image.fromarray(mask.astype(np.uint8) * 255).filter(ImageFilter.MaxFilter(5))
-    return np.asarray(picture) > 0
-
-
-def _draw_boxes(picture: Image.Image, targets: Sequence[Target], color: Color, scale: float) -> Image.Image:
-    """Draws boxes in original pixels on a picture that is `scale` times as large."""
-    draw = ImageDraw.Draw(picture)
-    for target in targets:
-        x1, y1, x2, y2 = (value * scale for value in target.box_xyxy)
-        draw.rectangle((min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2)), outline=color, width=2)
-    return picture
-
-
-def _draw_targets(picture: Image.Image, targets: Sequence[Target], color: Color, scale: float) -> Image.Image:
-    """Draws boxes and points."""
-    draw = ImageDraw.Draw(_draw_boxes(picture, targets, color, scale))
-    for x, y in (point for target in targets for point in target.points_xy):
-        draw.ellipse((x * scale - 5, y * scale - 5, x * scale + 5, y * scale + 5), fill=color, outline="white", width=2)
-    return picture
 
 
 def _darker(color: Color) -> Color:

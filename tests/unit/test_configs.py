@@ -25,9 +25,10 @@ def _components(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("path", RUNS, ids=lambda path: path.stem)
 def test_run_config_makes_its_objects(path: Path) -> None:
     here = ["--trainer.accelerator=cpu", "--trainer.devices=1", "--trainer.precision=32-true"]  # whatever it is for
-    cli = PixelThinkCLI(args=["--config", str(path), *here], run=False)
+    asked = ["--data.predict.image=photo.jpg", "--data.predict.question=the dog"] if "predict" in path.stem else []
+    cli = PixelThinkCLI(args=["--config", str(path), *here, *asked], run=False)
     assert cli.model.policy is None
-    assert cli.datamodule.sources["train"] is not None
+    assert cli.datamodule.sources["predict" if asked else "train"] is not None
     assert cli.datamodule.coordinates == cli.model.backbone.convention
 
 

@@ -113,6 +113,19 @@ class Qwen25VL(PolicyBackbone):
                 **options,
             )
 
+    def random_model(self, config: Any) -> nn.Module:
+        """What `load_model` gives, but with random weights: for memory plans, under `memory.tracking.ShapesOnly`.
+
+        Args:
+            config: The model's transformers config.
+        """
+        from transformers import AutoModelForImageTextToText
+
+        model = AutoModelForImageTextToText.from_config(
+            config, dtype=getattr(torch, self.dtype), attn_implementation=self.attn_implementation
+        )
+        return self._prepare(model)
+
     def _prepare(self, model: Any) -> nn.Module:
         """Makes a model ready for training: who is trained, how attention is computed, what is kept for backward."""
         model.train()

@@ -59,7 +59,7 @@ class GroupCache:
         held = self.layers[layer_idx]
         for i, new in enumerate((keys, values)):
             if held[i].shape[2] < end:
-                wider = _room(new, end + end // 2)
+                wider = _room(new, grown(end))
                 wider[:, :, : self.start] = held[i][:, :, : self.start]
                 held[i] = wider
             held[i][:, :, self.start : end] = new
@@ -94,6 +94,11 @@ class GroupCache:
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Columns that were there before this forward."""
         return self.start
+
+
+def grown(columns: int) -> int:
+    """Columns that a cache makes room for when it has to hold this many and cannot."""
+    return columns + columns // 2
 
 
 def _room(like: Tensor, columns: int) -> Tensor:

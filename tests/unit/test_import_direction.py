@@ -27,6 +27,7 @@ FLOORS = (
     {"registry"},
     {"cli_messages"},
     {"cli"},
+    {"memory"},
     {"__main__"},
 )
 FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}

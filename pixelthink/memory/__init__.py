@@ -1,0 +1,1 @@
+"""How much memory a run needs, found out before it is paid for."""

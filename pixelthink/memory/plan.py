@@ -1,0 +1,184 @@
+"""What a run holds on each GPU, phase by phase, and whether that fits."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from pixelthink.memory.run import Run
+from pixelthink.memory.simulate import simulate_step
+from pixelthink.memory.step import Phases, StepSize
+
+GIB = 2**30
+PURPOSES = (
+    "weights",
+    "gradients",
+    "optimizer",
+    "reference",
+    "activations",
+    "logits",
+    "vision",
+    "KV cache",
+    "engine",
+    "communication",
+)
+PHASES = ("rollout", "images", "reference", "update", "optimizer")
+SHARDED = ("weights", "gradients", "optimizer", "reference")
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What there is.
+
+    Attributes:
+        gpus: Number of GPUs, one process each.
+        gpu_memory: Of each, in GiB.
+        reserve: What the driver, NCCL, cuBLAS and fragmentation take of it, in GiB; a guess, not measured here.
+    """
+
+    gpus: int = 8
+    gpu_memory: float = 80.0
+    reserve: float = 3.0
+
+    def __post_init__(self) -> None:
+        if self.gpus < 1 or self.gpu_memory <= 0 or not 0 <= self.reserve < self.gpu_memory:
+            raise ValueError("gpus and gpu_memory must be positive, reserve at least 0 and below gpu_memory")
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """Bytes on each GPU.
+
+    Attributes:
+        phases: Bytes by purpose at the peak of each phase of a step.
+        size: What a process does in a step.
+        parameters: Number of the policy's parameters, and of those that are trained.
+        most: Bytes of each purpose when there were most of them, which need not be when there was most in all.
+    """
+
+    phases: Phases
+    size: StepSize
+    parameters: tuple[int, int]
+    most: Counter[str]
+
+    @property
+    def peak(self) -> int:
+        """Bytes of the fullest phase."""
+        return max(phase.total() for phase in self.phases.values())
+
+    @property
+    def fullest(self) -> str:
+        """Name of that phase."""
+        return max(self.phases, key=lambda name: self.phases[name].total())
+
+    def fits(self, machine: Machine) -> bool:
+        """Whether the fullest phase and the reserve fit."""
+        return self.peak + machine.reserve * GIB <= machine.gpu_memory * GIB
+
+
+@dataclass(frozen=True)
+class Engine:
+    """What a rollout engine beside the policy holds on its GPU; nothing, where it is a server or the policy itself.
+
+    Attributes:
+        awake: Bytes by purpose while it samples.
+        meanwhile: The same while the policy trains.
+    """
+
+    awake: Mapping[str, int]
+    meanwhile: Mapping[str, int]
+
+    @staticmethod
+    def of(run: Run, machine: Machine) -> Engine:
+        """Of the run's engine. The key-value cache gets what the engine's share leaves beside its weights.
+
+        Raises:
+            ValueError: the engine's share does not hold its weights; one line with both.
+        """
+        engine: Any = run.module.rollout
+        policy = run.module.policy
+        if not hasattr(engine, "gpu_memory_share") or not run.on_gpu:
+            return Engine({}, {})
+        assert policy is not None
+        dtype = None if engine.requested_dtype == "auto" else getattr(torch, engine.requested_dtype)
+        weights = parameter_bytes(policy.parameters(), dtype) // engine.tensor_parallel_size
+        share = round(engine.gpu_memory_share * machine.gpu_memory * GIB)
+        cache = round(engine.kv_cache_gib * GIB) or share - weights
+        if cache <= 0:
+            raise ValueError(
+                f"model.rollout.gpu_memory_share: {share / GIB:.1f} GiB do not hold the engine's weights of "
+                f"{weights / GIB:.1f} GiB"
+            )
+        awake = {"engine": weights, "KV cache": cache}
+        return Engine(awake, {} if engine.sleep_level else awake)
+
+
+def plan_run(
+    run: Run, machine: Machine, response_tokens: int | None = None, text_tokens: int | None = None
+) -> MemoryPlan:
+    """Takes a training step with shapes only and reports what it would hold.
+
+    Args:
+        run: What is planned.
+        machine: Where.
+        response_tokens: Length of every completion; by default the limit, the worst that can come.
+        text_tokens: Tokens of a prompt besides its image's; by default estimated from its characters.
+    """
+    module = run.module
+    size = StepSize(
+        run.prompts,
+        text_tokens or run.text_tokens,
+        run.data.image_size,
+        module.sampling.group_size,
+        response_tokens or module.sampling.max_new_tokens,
+    )
+    phases, most = simulate_step(module, size, autocast=run.autocast(), dtype=run.true_dtype, on_gpu=run.on_gpu)
+    assert module.policy is not None
+    trained = sum(p.numel() for p in module.trainable_parameters())
+    parameters = (sum(p.numel() for p in module.policy.parameters()), trained)
+    engine = Engine.of(run, machine)
+    plan = {name: across_processes(name, phase, run) for name, phase in phases.items()}
+    plan.setdefault("rollout", Counter(plan["images"]))
+    for name, phase in plan.items():
+        phase.update(engine.awake if name == "rollout" else engine.meanwhile)
+    return MemoryPlan({name: plan[name] for name in PHASES}, size, parameters, most)
+
+
+def across_processes(name: str, phase: Mapping[str, int], run: Run) -> Counter[str]:
+    """A phase of one process among several: what they share is divided, and what they exchange is added."""
+    found = Counter({purpose: phase.get(purpose, 0) for purpose in PURPOSES})
+    assert run.module.policy is not None
+    trained = [p for p in run.module.policy.parameters() if p.requires_grad]
+    if run.buckets:
+        found["communication"] += sum(p.numel() * p.element_size() for p in trained)
+    if run.sharded:
+        for purpose in SHARDED + (("activations",) if name == "optimizer" else ()):
+            found[purpose] = -(-found[purpose] // run.gpus)
+        if name != "optimizer":
+            found["communication"] += gathered(run.module.policy, run.compute_dtype, name == "update")
+    return found
+
+
+def gathered(model: nn.Module, dtype: torch.dtype | None, with_gradients: bool) -> int:
+    """Bytes that sharded processes gather at a time: two blocks, since the next is fetched ahead, and what is in none.
+
+    Args:
+        model: The policy.
+        dtype: What it is gathered in; the parameters' own where None.
+        with_gradients: Also a block's gradients before they are divided.
+    """
+    blocks = [m for m in model.modules() if type(m).__name__.endswith(("DecoderLayer", "Block"))]
+    inside = {id(p) for block in blocks for p in block.parameters()}
+    largest = max((parameter_bytes(block.parameters(), dtype) for block in blocks), default=0)
+    outside = parameter_bytes((p for p in model.parameters() if id(p) not in inside), dtype)
+    return outside + largest * (4 if with_gradients else 2)
+
+
+def parameter_bytes(parameters: Iterable[nn.Parameter], dtype: torch.dtype | None) -> int:
+    """Bytes of parameters in a precision."""
+    return sum(p.numel() * (p.element_size() if dtype is None else dtype.itemsize) for p in parameters)

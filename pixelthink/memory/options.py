@@ -14,6 +14,7 @@ from torch.optim import Adam
 from pixelthink.memory.plan import GIB, Machine, MemoryPlan, plan_run
 from pixelthink.memory.run import Run
 from pixelthink.policies.qwen_vl import Qwen25VL
+from pixelthink.policies.reference import FrozenCopy
 from pixelthink.registry import load_components
 from pixelthink.rollouts.hf import HFEngine
 
@@ -71,6 +72,21 @@ def _options(run: Run) -> Iterator[tuple[tuple[str, ...], str, bool]]:
     yield ("--model.optimizer=bitsandbytes.optim.AdamW8bit",), eight, adam and not run.sharded
     paged = "states in 8 bits that move to the host's memory when the GPU is full; pip install bitsandbytes"
     yield ("--model.optimizer=bitsandbytes.optim.PagedAdamW8bit",), paged, adam and run.on_gpu and not run.sharded
+    if isinstance(policy, Qwen25VL) and policy.adapter is None:
+        adapter = ("--model.policy.adapter.rank=16", "--model.reference=AdapterOff")
+        yield adapter, "an adapter is trained and not the weights; its reference is the policy without it", True
+        four = (*adapter, "--model.policy.quantization=nf4", "--model.policy.dtype=bfloat16")
+        yield four, "as before, and the language model's weights are rounded to 4 bits", run.on_gpu
+    copied = module.grpo.kl_coef > 0 and type(module.reference) is FrozenCopy
+    yield (
+        ("--model.reference.offload=true",),
+        "the reference travels to the GPU and back in each step",
+        (
+            copied and not run.sharded and not module.reference.offload  # type: ignore[attr-defined]
+        ),
+    )
+    rounded = "KL is measured against rounded weights and does not start at 0"
+    yield ("--model.reference=QuantizedCopy",), rounded, copied and not run.sharded and run.on_gpu
     no_reference = "no KL to the start: nothing but the clipping holds the policy back"
     yield ("--model.grpo.kl_coef=0",), no_reference, module.grpo.kl_coef > 0
     micro = min(module.grpo.micro_batch_size, run.prompts * group)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
@@ -13,6 +12,8 @@ from torch import nn
 from pixelthink.memory.run import Run
 from pixelthink.memory.simulate import simulate_step
 from pixelthink.memory.step import Phases, StepSize
+from pixelthink.policies.reference import FrozenCopy
+from pixelthink.rollouts.vllm import VLLMEngine
 
 GIB = 2**30
 PURPOSES = (
@@ -100,9 +101,8 @@ class Engine:
         Raises:
             ValueError: the engine's share does not hold its weights; one line with both.
         """
-        engine: Any = run.module.rollout
-        policy = run.module.policy
-        if not hasattr(engine, "gpu_memory_share") or not run.on_gpu:
+        engine, policy = run.module.rollout, run.module.policy
+        if not isinstance(engine, VLLMEngine) or not run.on_gpu:
             return Engine({}, {})
         assert policy is not None
         dtype = None if engine.requested_dtype == "auto" else getattr(torch, engine.requested_dtype)
@@ -154,6 +154,9 @@ def across_processes(name: str, phase: Mapping[str, int], run: Run) -> Counter[s
     found = Counter({purpose: phase.get(purpose, 0) for purpose in PURPOSES})
     assert run.module.policy is not None
     trained = [p for p in run.module.policy.parameters() if p.requires_grad]
+    reference = run.module.reference
+    if name != "reference" and isinstance(reference, FrozenCopy) and reference.offload:
+        found["reference"] = 0
     if run.buckets:
         found["communication"] += sum(p.numel() * p.element_size() for p in trained)
     if run.sharded:

@@ -11,7 +11,9 @@ from typing import Any
 
 from torch import nn
 
+from pixelthink.memory.quantized import quantize_shapes
 from pixelthink.policies.base import PolicyBackbone
+from pixelthink.policies.quantization import Quantization
 from pixelthink.policies.qwen_vl import Qwen25VL
 
 
@@ -110,8 +112,12 @@ def shape_of(path: str) -> Any:
     raise ValueError(f"policy.path: {path!r} is no folder with a config.json, and its dimensions are known of: {known}")
 
 
-def model_without_weights(backbone: PolicyBackbone) -> nn.Module:
+def model_without_weights(backbone: PolicyBackbone, quantization: Quantization | None = None) -> nn.Module:
     """The model that `backbone.load_model` would give, its values random; call it under `ShapesOnly`.
+
+    Args:
+        backbone: The policy.
+        quantization: In place of the policy's own.
 
     Raises:
         ValueError: the backbone cannot make a model from its dimensions, or they are not known.
@@ -121,4 +127,7 @@ def model_without_weights(backbone: PolicyBackbone) -> nn.Module:
     if not backbone.path:  # made from nothing anyway
         backbone.setup()
         return backbone.load_model()
-    return backbone.random_model(shape_of(backbone.path))
+    quantization = backbone.quantization if quantization is None else quantization
+    if quantization == "none":
+        return backbone.random_model(shape_of(backbone.path))
+    return backbone.random_model(shape_of(backbone.path), lambda model: quantize_shapes(model, quantization))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections import Counter
 from collections.abc import Iterable
@@ -17,6 +16,9 @@ from pixelthink.memory.shapes import model_without_weights
 from pixelthink.memory.step import FILES, Phases, StepSize, run_step
 from pixelthink.memory.tracking import Ledger, ShapesOnly
 from pixelthink.module import GRPOModule
+from pixelthink.policies.base import PolicyBackbone
+from pixelthink.policies.quantization import Quantization
+from pixelthink.policies.reference import FrozenCopy, QuantizedCopy
 
 EIGHT_BIT_FROM, EIGHT_BIT_BLOCK = 4096, 256
 """bitsandbytes keeps states of smaller parameters in float32, and a float32 scale for each block of larger ones'."""
@@ -58,10 +60,25 @@ def load(module: GRPOModule, ledger: Ledger, dtype: torch.dtype | None = None) -
         module.policy.to(dtype)
     ledger.label(stored(module.policy), "weights")
     if module.grpo.kl_coef > 0:
-        module.reference = copy.deepcopy(module.policy).eval().requires_grad_(False)
-        ledger.label(stored(module.reference), "reference")
+        if isinstance(module.reference, QuantizedCopy):
+            module.reference = _QuantizedShape(module.reference)
+        module.reference_model = module.reference.build(module.backbone, module.policy)
+        with module.reference.weights(module.policy) as model:
+            if model is not module.policy:
+                ledger.label(stored(model), "reference")
     for parameter in module.trainable_parameters():
         parameter.register_post_accumulate_grad_hook(lambda p: ledger.label([p.grad], "gradients"))
+
+
+class _QuantizedShape(FrozenCopy):
+    """Shapes in place of a `QuantizedCopy`."""
+
+    def __init__(self, reference: QuantizedCopy) -> None:
+        super().__init__(reference.offload)
+        self.quantization: Quantization = "nf4" if reference.bits == 4 else "int8"
+
+    def _load(self, backbone: PolicyBackbone, policy: nn.Module) -> nn.Module:
+        return model_without_weights(backbone, self.quantization)
 
 
 def stored(model: nn.Module) -> Iterable[Tensor]:

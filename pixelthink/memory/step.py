@@ -74,6 +74,7 @@ def experience_of(prompts: Sequence[EncodedPrompt], size: StepSize) -> Experienc
         prompt_index=tuple(i // size.group_size for i in range(count)),
         mask=pad_sequence([torch.ones(len(c), dtype=torch.bool) for c in completions], True),
         advantages=torch.arange(1, count + 1),
+        rollout_logprobs=torch.zeros(count, size.response_tokens),
     )
 
 
@@ -122,9 +123,8 @@ def run_step(
         nn.utils.clip_grad_norm_(list(module.trainable_parameters()), module.grpo.max_grad_norm)
         optimizer.step()
     phases["optimizer"] = peak()
-    states = [value for state in optimizer.state.values() for value in state.values() if isinstance(value, Tensor)]
-    ledger.label(states, "optimizer")
     optimizer.zero_grad()
+    module.log_ratios.clear()
     return phases
 
 
@@ -148,13 +148,15 @@ def with_features(
 
 def with_frozen_logprobs(module: GRPOModule, experience: Experience[EncodedPrompt]) -> Experience[EncodedPrompt]:
     """The experience with the log-probabilities that the module would add; the largest micro-batch is computed."""
+    assert module.policy is not None
     found: dict[str, Tensor] = {}
-    several = module.grpo.minibatches * module.grpo.epochs > 1
-    models = {"old_logprobs": module.policy if several else None, "ref_logprobs": module.reference}
-    for name, model in models.items():
-        if model is not None:
+    if module.grpo.minibatches * module.grpo.epochs > 1:
+        module.frozen_logprobs(module.policy, first_micro_batch(module, experience))
+        found["old_logprobs"] = torch.zeros(experience.mask.shape)
+    if module.grpo.kl_coef > 0:
+        with module.reference.weights(module.policy) as model:
             module.frozen_logprobs(model, first_micro_batch(module, experience))
-            found[name] = torch.zeros(len(experience), experience.mask.shape[1])
+        found["ref_logprobs"] = torch.zeros(experience.mask.shape)
     return Experience(**{**vars(experience), **found})
 
 

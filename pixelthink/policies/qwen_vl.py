@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -113,17 +113,20 @@ class Qwen25VL(PolicyBackbone):
                 **options,
             )
 
-    def random_model(self, config: Any) -> nn.Module:
+    def random_model(self, config: Any, change: Callable[[Any], None] | None = None) -> nn.Module:
         """What `load_model` gives, but with random weights: for memory plans, under `memory.tracking.ShapesOnly`.
 
         Args:
             config: The model's transformers config.
+            change: Called with the transformers model before adapters come in and weights are frozen.
         """
         from transformers import AutoModelForImageTextToText
 
         model = AutoModelForImageTextToText.from_config(
             config, dtype=getattr(torch, self.dtype), attn_implementation=self.attn_implementation
         )
+        if change is not None:
+            change(model)
         return self._prepare(model)
 
     def _prepare(self, model: Any) -> nn.Module:

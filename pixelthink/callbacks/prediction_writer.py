@@ -22,6 +22,7 @@ from pixelthink.callbacks.drawing import PREDICTED_COLOR, draw_mask, draw_target
 from pixelthink.data.images import encode_png
 from pixelthink.geometry import encode_rle
 from pixelthink.jsonl import read_rows, write_rows_atomically
+from pixelthink.results import target_row
 from pixelthink.types import Prediction
 
 ROWS = "predictions.jsonl"
@@ -33,8 +34,9 @@ class PredictionWriter(Callback):
 
     NAME is made of the sample's id. Masks are 0 and 255 at the image's own resolution, empty where the answer failed;
     overlays show mask, box and points on the image. A row holds `id, image, question, text, reasoning, answer` (the
-    objects in pixels of the image), `mask` (COCO RLE), `failure, finish_reason, reasoning_tokens, timings` and the
-    names of the `files`. Everything is on disk as soon as its batch is answered, the rows in
+    objects in pixels of the image), `mask` (COCO RLE), `failure, failure_detail, flaws, finish_reason,
+    reasoning_tokens, timings` and the names of the `files`. Of an image that has vanished since the run began there is
+    a row without mask and files. Everything is on disk as soon as its batch is answered, the rows in
     `predictions.part-PROCESS.jsonl` until the end.
 
     Args:
@@ -98,10 +100,11 @@ class PredictionWriter(Callback):
         """Writes a prediction's pictures; returns its row."""
         name = self._names[prediction.prompt.sample.id]
         files: dict[str, str] = {}
-        if self.overlays:
+        there = prediction.prompt.sample.lost is None
+        if self.overlays and there:
             files["overlay"] = f"{name}.overlay.png"
             write_atomically(self._folder / files["overlay"], encode_png(draw_overlay(prediction)))
-        if self.masks:
+        if self.masks and there:
             files["mask"] = f"{name}.mask.png"
             picture = Image.fromarray(prediction.mask.astype(np.uint8) * 255)
             write_atomically(self._folder / files["mask"], encode_png(picture))
@@ -119,16 +122,17 @@ def draw_overlay(prediction: Prediction) -> Image.Image:
 def prediction_row(prediction: Prediction) -> dict[str, Any]:
     """A prediction as a JSON object; everything in pixels of the image."""
     sample, completion = prediction.prompt.sample, prediction.completion
-    objects = [{"box": list(o.box_xyxy), "points": [list(point) for point in o.points_xy]} for o in prediction.objects]
     return {
         "id": sample.id,
         "image": sample.meta.get("file"),
         "question": sample.question,
         "text": completion.text,
         "reasoning": prediction.answer.reasoning,
-        "answer": objects,
-        "mask": encode_rle(prediction.mask),
+        "answer": [target_row(target) for target in prediction.objects],
+        "mask": None if sample.lost is not None else encode_rle(prediction.mask),
         "failure": prediction.failure,
+        "failure_detail": prediction.failure_detail,
+        "flaws": list(prediction.flaws),
         "finish_reason": completion.finish_reason,
         "reasoning_tokens": completion.reasoning_tokens,
         "timings": asdict(prediction.timings),

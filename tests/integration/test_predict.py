@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from PIL import Image
 
 from pixelthink.cli import main
+from pixelthink.data.questions import ImageFolder
 from pixelthink.data.shape_scenes import ShapeScenes
 from pixelthink.geometry import decode_rle
 from pixelthink.metrics.functional import get_protocol, mask_counts, mask_ious
@@ -103,6 +105,23 @@ def test_a_damaged_image_is_named_and_what_was_answered_stays(tmp_path: Path, ca
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         *("good.mask.png", "good.overlay.png", "predictions.part-0.jsonl")
     ]
+
+
+def test_an_image_that_vanishes_is_a_row_without_files(tmp_path: Path, monkeypatch) -> None:
+    for name in ("a.png", "b.png"):
+        shutil.copy(ROOT / "assets/shapes.png", tmp_path / name)
+    setup = ImageFolder.setup
+
+    def setup_and_lose(source: ImageFolder) -> None:
+        setup(source)
+        (tmp_path / "b.png").unlink(missing_ok=True)
+
+    monkeypatch.setattr(ImageFolder, "setup", setup_and_lose)
+    folder = ("--data.predict=ImageFolder", f"--data.predict.root={tmp_path}", f"--data.predict.question={QUESTION}")
+    there, gone = predict(tmp_path / "out", *folder)
+    assert (there["failure"], set(there["files"])) == (None, {"overlay", "mask"})
+    assert (gone["id"], gone["failure"], gone["mask"], gone["files"]) == ("b", "image_lost", None, {})
+    assert "b.png: there is no such image" in gone["failure_detail"]
 
 
 @pytest.mark.parametrize(

@@ -141,9 +141,13 @@ class PolicyModule(L.LightningModule):
         Raises:
             WeightSyncError: such an engine does not sample from the policy's weights.
         """
+        self.bring_up_to_date(batch, evaluating=evaluating)
+        return self.rollout.generate(batch, sampling, seed)
+
+    def bring_up_to_date(self, batch: PromptBatch, *, evaluating: bool = False) -> None:
+        """Hands an engine with weights of its own the policy's, where they are due; see `WeightSync`."""
         assert self.weight_sync is not None
         self.weight_sync.bring_up_to_date(self.global_step, batch, evaluating=evaluating)
-        return self.rollout.generate(batch, sampling, seed)
 
     @property
     def answer_style(self) -> str:

@@ -17,7 +17,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jsonargparse import lazy_instance
@@ -36,8 +36,10 @@ from pixelthink.policies.base import EncodedPrompt, PolicyBackbone
 from pixelthink.policies.reference import FrozenCopy, Reference
 from pixelthink.rewards.base import Reward
 from pixelthink.rewards.composite import PixelThinkReward
+from pixelthink.rollouts.ahead import RolloutAhead
 from pixelthink.rollouts.base import RolloutEngine, SamplingConfig
 from pixelthink.rollouts.hf import HFEngine
+from pixelthink.rollouts.processes import everyones
 from pixelthink.segmenters.base import Segmenter
 from pixelthink.segmenters.grabcut import GrabCut
 from pixelthink.training_stats import Sums, rollout_sums
@@ -59,6 +61,8 @@ class GRPOModule(PolicyModule):
         evaluation: How answers are measured.
         optimizer: Optimizer of the policy; the released recipe is AdamW, 1e-6 constant, weight decay 1e-2.
         reference: How the weights that the policy started from are kept, to measure its drift.
+        sample_ahead: Sample each rollout while the policy still trains on the one before: one step off-policy, which
+            `grpo.rollout_correction` corrects. For engines in other processes.
     """
 
     def __init__(
@@ -72,6 +76,7 @@ class GRPOModule(PolicyModule):
         evaluation: EvaluationConfig = EvaluationConfig(),
         optimizer: OptimizerFactory = lambda parameters: AdamW(parameters, lr=1e-6, weight_decay=1e-2),
         reference: Reference = lazy_instance(FrozenCopy),
+        sample_ahead: bool = False,
     ) -> None:
         super().__init__(policy, rollout, segmenter, evaluation)
         self.automatic_optimization = False
@@ -82,8 +87,26 @@ class GRPOModule(PolicyModule):
         self.reference = resolved(reference)
         self.reference_model: nn.Module | None = None  # where the reference is a model that the trainer places
         self.has_reference = False
+        self.sample_ahead = sample_ahead
+        self.ahead = RolloutAhead()
         self.seconds: dict[str, float] = {}
         self.log_ratios: list[Tensor] = []  # log(policy / rollout) of the tokens of this step's micro-batches
+
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        if self.sample_ahead and stage == "fit":
+            self._check_sampling_ahead()
+            cast("Any", self.trainer).datamodule.look_ahead = True
+
+    def _check_sampling_ahead(self) -> None:
+        """Refuses to sample ahead where that cannot work, or would bias the gradient unseen."""
+        if not self.rollout.samples_beside_training:
+            engine = type(self.rollout).__name__
+            raise ValueError(f"sample_ahead: {engine} samples in this process; use VLLMServerEngine, or leave it off")
+        if self.grpo.rollout_correction == "none":
+            raise ValueError("sample_ahead is off-policy: set grpo.rollout_correction, e.g. to token_truncate")
+        if not hasattr(getattr(self.trainer, "datamodule", None), "look_ahead"):
+            raise ValueError("sample_ahead needs a PromptData datamodule, whose loader knows the next batch")
 
     def configure_model(self) -> None:
         super().configure_model()
@@ -106,8 +129,7 @@ class GRPOModule(PolicyModule):
 
     def training_step(self, batch: PromptBatch, batch_idx: int) -> None:
         with self.timed("generate"):
-            rollout = self.sample(batch, self.sampling, self.step_seed())
-            self.rollout.sleep()
+            rollout = self.next_rollout(batch)
         with self.timed("reward"):
             rewards = self.reward(rollout)
         advantages = group_advantages(rewards.total, rollout.group_size, self.grpo.scale_by_std)
@@ -116,6 +138,24 @@ class GRPOModule(PolicyModule):
         with self.timed("update"):
             updates = [self.update(minibatch) for minibatch in minibatches(experience, self.grpo)]
         self.log_step(rollout_sums(rollout, rewards), updates, flat_group_share(rewards.total, rollout.group_size))
+
+    def next_rollout(self, batch: PromptBatch) -> RolloutBatch:
+        """The rollout to train on: sampled now or, with `sample_ahead`, during the step before, as the next one is."""
+        rollout = self.ahead.take(batch, self.step_seed()) if self.sample_ahead else None
+        if rollout is None:
+            rollout = self.sample(batch, self.sampling, self.step_seed())
+        self.rollout.sleep()
+        if self.sample_ahead:
+            self.log("train/staleness", float(self.global_step - rollout.policy_version))  # in optimizer steps
+        if self.sample_ahead and batch.upcoming is not None:
+            self.bring_up_to_date(batch.upcoming)
+            steps = self.grpo.minibatches * self.grpo.epochs
+            self.ahead.begin(self.rollout, batch.upcoming, self.sampling, self.step_seed(steps))
+        return rollout
+
+    def bring_up_to_date(self, batch: PromptBatch, *, evaluating: bool = False) -> None:
+        self.ahead.wait()  # weights must not change under a rollout
+        super().bring_up_to_date(batch, evaluating=evaluating)
 
     def collect_logprobs(self, rollout: RolloutBatch, advantages: Tensor) -> Experience[EncodedPrompt]:
         """Scores completions under the reference and, where several minibatches follow, under the policy as it is."""
@@ -175,9 +215,13 @@ class GRPOModule(PolicyModule):
             scores.logprobs, old, piece.ref_logprobs, piece.mask, piece.advantages, entropy, piece.rollout_logprobs
         )
 
-    def step_seed(self) -> int:
-        """Seed of this step's sampling, the same on all processes: a function of the run's seed and the step."""
-        return (self.run_seed * 1_000_003 + self.global_step * 1_009) % 2**63
+    def step_seed(self, later: int = 0) -> int:
+        """Seed of this step's sampling, the same on all processes: a function of the run's seed and the step.
+
+        Args:
+            later: Optimizer steps from now on.
+        """
+        return (self.run_seed * 1_000_003 + (self.global_step + later) * 1_009) % 2**63
 
     @contextmanager
     def timed(self, phase: str) -> Any:
@@ -216,3 +260,14 @@ class GRPOModule(PolicyModule):
     def checkpointed(self) -> set[str]:
         """As for every policy, without the reference: it is made anew from where the policy started."""
         return {name for name in super().checkpointed() if not name.startswith("reference_model.")}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Adds the rollout that was begun for the next step, see `RolloutAhead`."""
+        super().on_save_checkpoint(checkpoint)
+        if self.sample_ahead:
+            checkpoint["rollout_ahead"] = everyones(self.ahead.state_dict())
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
+        if begun := checkpoint.get("rollout_ahead"):  # with another number of processes it is sampled anew
+            self.ahead.load_state_dict(begun[self.global_rank] if len(begun) == self.trainer.world_size else None)

@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.servers import rollout_servers  # noqa: F401  (a fixture)
+
 torch.set_num_threads(1)
 
 

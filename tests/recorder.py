@@ -5,11 +5,29 @@ from __future__ import annotations
 import json
 import os
 import signal
+import threading
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback
+
+
+class ServerKiller(Callback):
+    """Kills a rollout server, front and vLLM, in the middle of a step's rollout.
+
+    Args:
+        process: Process group of the server.
+        step: When.
+        after: Seconds that the rollout has been going on for.
+    """
+
+    def __init__(self, process: int, step: int, after: float = 0.2) -> None:
+        self.process, self.step, self.after = process, step, after
+
+    def on_train_batch_start(self, trainer: L.Trainer, *rest: Any) -> None:
+        if trainer.global_step == self.step:
+            threading.Timer(self.after, os.killpg, (self.process, signal.SIGKILL)).start()
 
 
 class StepRecorder(Callback):

@@ -8,9 +8,11 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
+import pytest
 
 from tests.support import ROOT
 
@@ -87,3 +89,17 @@ class Server:
                 self.process.wait(30)
             except subprocess.TimeoutExpired:
                 self.kill()
+
+
+@pytest.fixture(scope="session")
+def rollout_servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, Server]]:
+    """Two servers of the shipped tiny policy, started at the same time and shared by all tests; may be restarted."""
+    pytest.importorskip("vllm", reason="make vllm")
+    weights = tmp_path_factory.mktemp("servers") / "weights"
+    weights.mkdir()
+    servers = (Server(ROOT / "assets/tiny_policy", weights), Server(ROOT / "assets/tiny_policy", weights))
+    try:
+        yield servers[0].wait(), servers[1].wait()
+    finally:
+        for server in servers:
+            server.stop()

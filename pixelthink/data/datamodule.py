@@ -56,6 +56,7 @@ class PromptData(L.LightningDataModule):
         self.eval_batch_size = eval_batch_size
         self.num_workers = num_workers
         self.seed = seed
+        self.look_ahead = False  # a module that samples ahead asks for it
 
     def setup(self, stage: str) -> None:
         wanted = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("predict",)}[stage]
@@ -81,7 +82,9 @@ class PromptData(L.LightningDataModule):
         )
         collate = Collate(self.prompt, self.image_size, self.coordinates, rank, world_size)
         samples = source if train else EvaluatedSource(source)
-        return ResumableLoader(samples, sampler, collate_fn=collate, num_workers=self.num_workers)
+        look_ahead = train and self.look_ahead
+        options = {"collate_fn": collate, "num_workers": self.num_workers}
+        return ResumableLoader(samples, sampler, look_ahead=look_ahead, **options)
 
     def train_dataloader(self) -> ResumableLoader:
         return self._loader("train", self.batch_size, train=True)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch.utils.data import DataLoader, Sampler
 
 from pixelthink.data.base import SampleSource
 from pixelthink.data.evaluated import EvaluatedSource
+from pixelthink.types import PromptBatch
 
 
 class EpochSampler(Sampler[list[int]]):
@@ -84,12 +86,16 @@ class ResumableLoader:
     Args:
         source: Samples.
         sampler: Which of them make a batch.
+        look_ahead: Hand each batch out with the next one as its `upcoming`.
         options: Further options of the `DataLoader`.
     """
 
-    def __init__(self, source: SampleSource | EvaluatedSource, sampler: EpochSampler, **options: Any) -> None:
+    def __init__(
+        self, source: SampleSource | EvaluatedSource, sampler: EpochSampler, *, look_ahead: bool = False, **options: Any
+    ) -> None:
         self.loader: DataLoader[Any] = DataLoader(source, batch_sampler=sampler, **options)  # type: ignore[arg-type]
         self.batch_sampler = sampler  # where Lightning looks for the `set_epoch` of its `sampler`
+        self.look_ahead = look_ahead
         self._handed_out = 0
 
     def __len__(self) -> int:
@@ -97,7 +103,7 @@ class ResumableLoader:
 
     def __iter__(self) -> Iterator[Any]:
         self._handed_out = self.batch_sampler.first_batch
-        for batch in self.loader:
+        for batch in with_upcoming(self.loader) if self.look_ahead else self.loader:
             self._handed_out += 1
             yield batch
 
@@ -109,3 +115,13 @@ class ResumableLoader:
         """Continues after the batches that were handed out."""
         self.batch_sampler.epoch = state["epoch"]
         self.batch_sampler.first_batch = state["batches"] if state["batches"] < len(self.batch_sampler) else 0
+
+
+def with_upcoming(batches: Iterable[PromptBatch]) -> Iterator[PromptBatch]:
+    """Each batch with its successor as `upcoming`; the last has none."""
+    waiting = iter(batches)
+    batch = next(waiting, None)
+    while batch is not None:
+        following = next(waiting, None)
+        yield replace(batch, upcoming=following)
+        batch = following

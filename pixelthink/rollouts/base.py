@@ -104,6 +104,11 @@ class RolloutEngine(ABC):
         return False
 
     @property
+    def samples_beside_training(self) -> bool:
+        """Whether `generate` may run in a thread while the policy trains: the engine shares no memory with it."""
+        return False
+
+    @property
     def dtype(self) -> str:
         """Precision in which an engine with weights of its own computes: float32, bfloat16 or float16."""
         return "float32"

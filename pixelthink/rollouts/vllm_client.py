@@ -77,6 +77,9 @@ class RolloutServer:
         key: Bearer token; never written anywhere.
         timeout: Seconds to wait for an answer.
 
+    Attributes:
+        answered: Generation requests that it has answered.
+
     Raises:
         ValueError: not an address; one line.
     """
@@ -86,6 +89,7 @@ class RolloutServer:
         if parts.scheme not in ("http", "https") or not parts.hostname or parts.path.strip("/"):
             raise ValueError(f"rollout.servers: {address!r} is no address like http://127.0.0.1:8000")
         self.address = address.rstrip("/")
+        self.answered = 0
         self._client = httpx.Client(
             base_url=self.address,
             headers={"Authorization": f"Bearer {key}"} if key else {},
@@ -206,6 +210,7 @@ class ServerPool:
     def _answer(self, server: RolloutServer, body: Mapping[str, Any]) -> dict[str, Any]:
         """A server's answer, which is used only if it was sampled with the weights that were handed over."""
         answer = server.post("/inference/v1/generate", body)
+        server.answered += 1
         tags = {span["version"] for choice in answer["choices"] for span in choice["weight_versions"] or []}
         if self.tag is None or tags == {self.tag}:
             return dict(answer)

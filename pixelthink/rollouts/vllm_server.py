@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from pixelthink.rollouts.base import EngineScore, RolloutEngine, SamplingConfig, SyncReport
+from pixelthink.rollouts.processes import first_ones, rank, wait_for_all
 from pixelthink.rollouts.vllm_client import Patience, RolloutServer, ServerPool, ServerRefused
 from pixelthink.rollouts.vllm_requests import completion_from_tokens, image_prompt, request_seeds, sampling_options
 from pixelthink.rollouts.weight_transfer import FileTransfer, NcclTransfer, WeightTransfer
@@ -83,6 +83,10 @@ class VLLMServerEngine(RolloutEngine):
         return True
 
     @property
+    def samples_beside_training(self) -> bool:
+        return True
+
+    @property
     def dtype(self) -> str:
         return self._dtype
 
@@ -108,7 +112,7 @@ class VLLMServerEngine(RolloutEngine):
         self.pool.wait_until_up(self.seconds_to_start)
         models = self.pool.each(lambda server: server.get("/v1/models")["data"][0])
         self.max_model_len = min(int(model["max_model_len"]) for model in models)
-        self.run = _shared(secrets.token_hex(4))
+        self.run = first_ones(secrets.token_hex(4))
 
     def _transfer(self) -> WeightTransfer:
         dtype = getattr(torch, self._dtype)
@@ -209,16 +213,16 @@ class VLLMServerEngine(RolloutEngine):
         started = now()
         assert self.pool is not None
         self._version = None  # half a sync is none
-        _wait_for_all()  # nobody samples any more
+        wait_for_all()  # nobody samples any more
         tag = f"{self.run}:{version}"
-        if _rank() == 0:
+        if rank() == 0:
             sent = self.transfer.send(weights, tag, self.pool)
             report = (sent.bytes, sent.tensors)
         else:
             sizes = [tensor.numel() * tensor.element_size() for _, tensor in weights]
             report = (sum(sizes), len(sizes))
             self.transfer.follow(tag, self.pool)
-        _wait_for_all()
+        wait_for_all()
         self._version = version
         return SyncReport(now() - started, *report)
 
@@ -243,24 +247,3 @@ def _score(answer: Mapping[str, Any], completion: Sequence[int]) -> EngineScore:
     rows = answer["prompt_logprobs"][-length:]
     logprobs = tuple(float(row[str(token)]["logprob"]) for token, row in zip(completion, rows, strict=True))
     return EngineScore(tuple(answer["prompt_token_ids"][:-length]), logprobs)
-
-
-def _several() -> bool:
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
-
-
-def _rank() -> int:
-    return dist.get_rank() if _several() else 0
-
-
-def _wait_for_all() -> None:
-    if _several():
-        dist.barrier()
-
-
-def _shared(value: str) -> str:
-    """The first process's value, on every process."""
-    values = [value]
-    if _several():
-        dist.broadcast_object_list(values)
-    return values[0]

@@ -13,6 +13,7 @@ from pixelthink.rewards.base import Reward
 from tests.support import ROOT
 
 RUNS = sorted(ROOT.glob("configs/*.yaml"))
+ROLLOUTS = sorted(ROOT.glob("configs/rollout/*.yaml"))
 REWARDS = sorted(ROOT.glob("configs/reward/*.yaml"))
 
 
@@ -30,6 +31,17 @@ def test_run_config_makes_its_objects(path: Path) -> None:
     assert cli.model.policy is None
     assert cli.datamodule.sources["predict" if asked else "train"] is not None
     assert cli.datamodule.coordinates == cli.model.backbone.convention
+
+
+@pytest.mark.parametrize("path", ROLLOUTS, ids=lambda path: path.stem)
+def test_rollout_config_changes_the_engine_alone(path: Path) -> None:
+    plain, changed = (
+        PixelThinkCLI(args=["--config", str(ROOT / "configs/tiny.yaml"), *more], run=False).config.as_dict()
+        for more in ([], ["--config", str(path)])
+    )
+    assert plain["model"]["init_args"].pop("rollout") != changed["model"]["init_args"].pop("rollout")
+    assert plain.pop("config") != changed.pop("config")
+    assert changed == plain
 
 
 @pytest.mark.parametrize("path", REWARDS, ids=lambda path: path.stem)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.servers import rollout_servers  # noqa: F401  (a fixture)
+from tests.servers import rollout_servers, running_servers  # noqa: F401  (fixtures)
 
 torch.set_num_threads(1)
 

@@ -92,14 +92,25 @@ class Server:
 
 
 @pytest.fixture(scope="session")
-def rollout_servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, Server]]:
-    """Two servers of the shipped tiny policy, started at the same time and shared by all tests; may be restarted."""
+def running_servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, Server]]:
+    """Two servers of the shipped tiny policy, started at the same time."""
     pytest.importorskip("vllm", reason="make vllm")
     weights = tmp_path_factory.mktemp("servers") / "weights"
     weights.mkdir()
     servers = (Server(ROOT / "assets/tiny_policy", weights), Server(ROOT / "assets/tiny_policy", weights))
     try:
-        yield servers[0].wait(), servers[1].wait()
+        yield servers
     finally:
         for server in servers:
             server.stop()
+
+
+@pytest.fixture
+def rollout_servers(running_servers: tuple[Server, Server]) -> tuple[Server, Server]:
+    """The two, up; one that a test has killed is started again for the next test that wants it."""
+    for server in running_servers:
+        if server.process.poll() is not None:
+            server.start()
+    for server in running_servers:
+        server.wait()
+    return running_servers

@@ -9,10 +9,12 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from pixelthink.memory.quantized import ShapedLinear
 from pixelthink.memory.run import Run
 from pixelthink.memory.simulate import simulate_step
 from pixelthink.memory.step import Phases, StepSize
 from pixelthink.policies.reference import FrozenCopy
+from pixelthink.rollouts.hf import HFEngine
 from pixelthink.rollouts.vllm import VLLMEngine
 
 GIB = 2**30
@@ -140,7 +142,9 @@ def plan_run(
     phases, most = simulate_step(module, size, autocast=run.autocast(), dtype=run.true_dtype, on_gpu=run.on_gpu)
     assert module.policy is not None
     trained = sum(p.numel() for p in module.trainable_parameters())
-    parameters = (sum(p.numel() for p in module.policy.parameters()), trained)
+    packed = [part for part in module.policy.modules() if isinstance(part, ShapedLinear)]
+    unpacked = sum(part.in_features * part.out_features - part.weight.numel() for part in packed)
+    parameters = (sum(p.numel() for p in module.policy.parameters()) + unpacked, trained)
     engine = Engine.of(run, machine)
     plan = {name: across_processes(name, phase, run) for name, phase in phases.items()}
     plan.setdefault("rollout", Counter(plan["images"]))
@@ -162,24 +166,27 @@ def across_processes(name: str, phase: Mapping[str, int], run: Run) -> Counter[s
     if run.sharded:
         for purpose in SHARDED + (("activations",) if name == "optimizer" else ()):
             found[purpose] = -(-found[purpose] // run.gpus)
-        if name != "optimizer":
-            found["communication"] += gathered(run.module.policy, run.compute_dtype, name == "update")
+        if name == "update":
+            found["communication"] += gathered(run.module.policy, run.gathered_dtype)
+        elif name != "optimizer" and (name != "rollout" or isinstance(run.module.rollout, HFEngine)):
+            found["communication"] += parameter_bytes(run.module.policy.parameters(), run.gathered_dtype)
     return found
 
 
-def gathered(model: nn.Module, dtype: torch.dtype | None, with_gradients: bool) -> int:
-    """Bytes that sharded processes gather at a time: two blocks, since the next is fetched ahead, and what is in none.
+def gathered(model: nn.Module, dtype: torch.dtype | None) -> int:
+    """Bytes that sharded processes gather in the update: of two blocks, since the next is fetched ahead, weights and
+    gradients, and the weights that are in none. In all other phases they gather the whole model (`parallel.sharding`).
 
     Args:
         model: The policy.
         dtype: What it is gathered in; the parameters' own where None.
-        with_gradients: Also a block's gradients before they are divided.
     """
-    blocks = [m for m in model.modules() if type(m).__name__.endswith(("DecoderLayer", "Block"))]
+    kinds = {kind for part in model.modules() for kind in (getattr(part, "_no_split_modules", None) or ())}
+    blocks = [part for part in model.modules() if type(part).__name__ in kinds]
     inside = {id(p) for block in blocks for p in block.parameters()}
     largest = max((parameter_bytes(block.parameters(), dtype) for block in blocks), default=0)
     outside = parameter_bytes((p for p in model.parameters() if id(p) not in inside), dtype)
-    return outside + largest * (4 if with_gradients else 2)
+    return outside + 4 * largest
 
 
 def parameter_bytes(parameters: Iterable[nn.Parameter], dtype: torch.dtype | None) -> int:

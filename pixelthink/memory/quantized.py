@@ -12,7 +12,7 @@ NF4_BLOCK, SCALES_BLOCK = 64, 256
 
 
 class ShapedLinear(nn.Linear):
-    """In place of bitsandbytes' `Linear4bit` (NF4, double quantisation) or `Linear8bitLt`.
+    """In place of bitsandbytes' `Linear4bit` (NF4, double quantisation) or `Linear8bitLt`, under `ShapesOnly`.
 
     Args:
         layer: The layer that is quantised.
@@ -30,7 +30,8 @@ class ShapedLinear(nn.Linear):
             held = -(-count // 2) + scales + 4 * -(-scales // SCALES_BLOCK)
         else:
             held = count + 4 * layer.out_features
-        self.weight = nn.Parameter(torch.empty(held, dtype=torch.uint8, device="meta"), requires_grad=False)
+        packed = torch.empty(-(-held // 4), dtype=torch.float32).view(torch.uint8)  # integers made anew would be real
+        self.weight = nn.Parameter(packed, requires_grad=False)
         self.bias = layer.bias
 
     def forward(self, inputs: Tensor) -> Tensor:

@@ -112,11 +112,18 @@ class Run:
         return {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(str(self.settings["precision"]))
 
     @property
+    def gathered_dtype(self) -> torch.dtype | None:
+        """What sharded weights are gathered in; None for their own precision."""
+        sharding = getattr(self.settings["strategy"], "sharding", None)
+        name = getattr(sharding, "param_dtype", None)
+        return None if name is None else getattr(torch, name)
+
+    @property
     def true_dtype(self) -> torch.dtype | None:
         """What the precision converts all weights to; None where it leaves them as they are."""
         return {"bf16-true": torch.bfloat16, "16-true": torch.float16}.get(str(self.settings["precision"]))
 
     def autocast(self) -> AbstractContextManager[Any]:
         """The context in which Lightning's mixed precision takes a step; like there, casts are not cached."""
-        dtype = self.compute_dtype
+        dtype = self.compute_dtype or self.gathered_dtype  # FSDP casts what it gathers, and with it the activations
         return nullcontext() if dtype is None else torch.autocast("cpu", dtype, cache_enabled=False)

@@ -57,7 +57,9 @@ def load(module: GRPOModule, ledger: Ledger, dtype: torch.dtype | None = None) -
     """Gives the module its policy and reference as `configure_model` and the precision would."""
     module.policy = model_without_weights(module.backbone)
     if dtype is not None:
-        module.policy.to(dtype)
+        for tensor in stored(module.policy):
+            if tensor.is_floating_point():
+                tensor.data = tensor.data.to(dtype)
     ledger.label(stored(module.policy), "weights")
     if module.grpo.kl_coef > 0:
         if isinstance(module.reference, QuantizedCopy):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 from jsonargparse import ArgumentParser
 
 from pixelthink.cli import PixelThinkCLI
@@ -56,3 +57,104 @@ def test_reward_config_makes_a_reward(path: Path) -> None:
 def test_configs_are_found() -> None:
     assert {"tiny", "tiny_sft"} <= {path.stem for path in RUNS}
     assert {"pixelthink", "token_budget", "accuracy_only", "visionreasoner"} <= {path.stem for path in REWARDS}
+
+
+RELEASED = {
+    "sampling.group_size": 8,
+    "sampling.temperature": 1.0,
+    "sampling.top_p": 1.0,
+    "sampling.max_new_tokens": 1300,
+    "grpo.clip": 0.2,
+    "grpo.kl_coef": 5e-3,
+    "grpo.kl_clamp": 10.0,
+    "grpo.entropy_coef": 1e-3,
+    "grpo.max_grad_norm": 1.0,
+    "grpo.scale_by_std": True,
+    "grpo.minibatches": 1,
+    "grpo.epochs": 1,
+    "reward.length.easy_threshold": 3.5,
+    "reward.length.hard_threshold": 5.0,
+    "reward.length.easy_budget": 96,
+    "reward.length.hard_budget": 256,
+    "reward.length.uncertainty_weight": 25,
+    "reward.length.slope": 500,
+    "reward.length.length_mode": "response_words",
+    "backbone.freeze_vision_tower": True,
+    "backbone.convention": "pixels",
+    "evaluation.protocol": "segzero",
+    "evaluation.sampling.temperature": 0.0,
+}
+"""The released recipe by attribute of the module (FACTS, section 1)."""
+RECIPES = ("pixelthink_7b", "pixelthink_3b", "seg_zero", "l1_exact", "l1_max", "visionreasoner", "qwen3vl_4b")
+
+
+def made(name: str, *options: str) -> PixelThinkCLI:
+    here = ["--trainer.accelerator=cpu", "--trainer.devices=1", "--trainer.precision=32-true"]
+    return PixelThinkCLI(args=["--config", f"configs/{name}.yaml", *here, *options], run=False)
+
+
+@pytest.mark.parametrize("name", ["pixelthink_7b", "pixelthink_3b"])
+def test_the_released_recipe_has_the_released_constants(name: str) -> None:
+    cli = made(name)
+    for path, expected in RELEASED.items():
+        value = cli.model
+        for part in path.split("."):
+            value = getattr(value, part)
+        assert value == expected, path
+    optimizer = cli.model.optimizer_factory([torch.nn.Parameter(torch.zeros(1))])
+    assert type(optimizer) is torch.optim.AdamW
+    assert (optimizer.defaults["lr"], optimizer.defaults["weight_decay"]) == (1e-6, 1e-2)
+    assert (cli.datamodule.batch_size, cli.datamodule.image_size) == (16, (840, 840))
+    assert type(cli.datamodule.prompt).__name__ == "PixelThinkPrompt"
+    assert (cli.config["trainer"]["max_epochs"], cli.model.backbone.path.split("-")[2]) == (1, name[-2:].upper())
+    assert cli.datamodule.sources["train"].difficulty_file == "data/difficulty.json"
+    terms = cli.model.reward.terms
+    assert (terms["box_iou"].threshold, terms["box_l1"].threshold, terms["point_l1"].threshold) == (0.5, 10, 100)
+
+
+def test_recipes_differ_from_the_released_one_only_where_they_say_so() -> None:
+    found = {name: made(name) for name in RECIPES}
+    assert {name: type(cli.model.reward).__name__ for name, cli in found.items() if name == "visionreasoner"} == {
+        "visionreasoner": "VisionReasonerReward"
+    }
+    lengths = {"seg_zero": "NoLengthScore", "l1_exact": "L1Exact", "l1_max": "L1Max", "qwen3vl_4b": "ReleasedBudget"}
+    assert {name: type(found[name].model.reward.length).__name__ for name in lengths} == lengths
+    for name, cli in found.items():
+        assert vars(cli.model.grpo) == vars(found["pixelthink_7b"].model.grpo), name
+        assert vars(cli.model.sampling) == vars(found["pixelthink_7b"].model.sampling), name
+        assert cli.datamodule.batch_size == 16, name
+        assert (cli.datamodule.sources["train"].difficulty_file is None) == (
+            name in ("seg_zero", "l1_exact", "l1_max", "visionreasoner")
+        ), name
+    assert found["visionreasoner"].datamodule.prompt.answer_style == "visionreasoner"
+
+
+def test_qwen3_reads_targets_in_thousandths_and_sizes_that_it_keeps() -> None:
+    cli = made("qwen3vl_4b")
+    assert cli.datamodule.coordinates == cli.model.backbone.convention == "per_mille"
+    assert all(side % 32 == 0 for side in cli.datamodule.image_size)
+    assert cli.model.sampling.uncertainty_top_k >= 2
+    scale = 1000 / 840
+    terms = cli.model.reward.terms
+    assert terms["box_l1"].threshold == pytest.approx(10 * scale, abs=0.05)
+    assert terms["point_l1"].threshold == pytest.approx(100 * scale, abs=0.05)
+
+
+def test_the_small_card_trains_an_adapter_of_a_quantised_policy() -> None:
+    module = made("qlora_24gb").model
+    assert (module.backbone.quantization, module.backbone.adapter.rank) == ("nf4", 32)
+    assert type(module.reference).__name__ == "AdapterOff"
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("configs/data/*.yaml")), ids=lambda path: path.stem)
+def test_data_groups_are_layered_over_a_recipe(path: Path) -> None:
+    cli = made("pixelthink_7b", "--config", str(path))
+    assert cli.datamodule.image_size == (840, 840)
+    named = {name for name in ("train", "val", "test") if f"\n  {name}:" in path.read_text(encoding="utf-8")}
+    assert named
+    assert all(cli.datamodule.sources[name] is not None for name in named)
+
+
+def test_data_groups_are_found() -> None:
+    found = {path.stem for path in ROOT.glob("configs/data/*.yaml")}
+    assert {"reasonseg", "refcoco", "mixture", "checked"} <= found

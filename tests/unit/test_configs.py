@@ -15,6 +15,7 @@ from tests.support import ROOT
 
 RUNS = sorted(ROOT.glob("configs/*.yaml"))
 ROLLOUTS = sorted(ROOT.glob("configs/rollout/*.yaml"))
+EVALUATIONS = sorted(ROOT.glob("configs/eval/*.yaml"))
 REWARDS = sorted(ROOT.glob("configs/reward/*.yaml"))
 
 
@@ -45,6 +46,15 @@ def test_rollout_config_changes_the_engine_alone(path: Path) -> None:
     assert changed == plain
 
 
+@pytest.mark.parametrize("path", EVALUATIONS, ids=lambda path: path.stem)
+def test_evaluation_config_makes_its_objects(path: Path) -> None:
+    here = ["--trainer.accelerator=cpu", "--trainer.devices=1"]
+    cli = PixelThinkCLI(args=["--config", str(path), *here], run=False)
+    assert cli.model.evaluation.model_billions > 0
+    assert cli.datamodule.sources["test"] is not None
+    assert cli.datamodule.coordinates == cli.model.backbone.convention
+
+
 @pytest.mark.parametrize("path", REWARDS, ids=lambda path: path.stem)
 def test_reward_config_makes_a_reward(path: Path) -> None:
     parser = ArgumentParser(exit_on_error=False)
@@ -55,6 +65,7 @@ def test_reward_config_makes_a_reward(path: Path) -> None:
 
 
 def test_configs_are_found() -> None:
+    assert {"tiny", "reasonseg"} <= {path.stem for path in EVALUATIONS}
     assert {"tiny", "tiny_sft"} <= {path.stem for path in RUNS}
     assert {"pixelthink", "token_budget", "accuracy_only", "visionreasoner"} <= {path.stem for path in REWARDS}
 

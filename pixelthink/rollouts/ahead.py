@@ -45,7 +45,7 @@ class RolloutAhead:
         thread.shutdown(wait=False)
 
     def wait(self) -> None:
-        """Waits until nothing is being sampled any more; what went wrong is said by `take`."""
+        """Waits until nothing is being sampled any more; what went wrong is said by `take` or `state_dict`."""
         if self._begun is not None:
             wait([self._begun.rollout])
 
@@ -66,9 +66,13 @@ class RolloutAhead:
         return None
 
     def state_dict(self) -> dict[str, Any] | None:
-        """What was begun, without its images; None where nothing was, or sampling failed and the next step will say."""
-        self.wait()
-        if self._begun is None or self._begun.rollout.exception() is not None:
+        """What was begun, once it is complete, without its images; None where nothing was begun.
+
+        Raises:
+            OSError: it could not be sampled; or whatever else went wrong in the thread. So nothing is saved that a run
+                could not resume identically, and the checkpoint before stays the last.
+        """
+        if self._begun is None:
             return None
         rollout = self._begun.rollout.result()
         return {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -56,7 +57,8 @@ class FileTransfer(WeightTransfer):
     """Writes safetensors to a path that trainer and servers share, and has the servers reload them.
 
     A folder of weights appears under its name only when complete. It stays until the next one has been loaded
-    everywhere, so that a server that was restarted in between can have it again.
+    everywhere, so that a server that was restarted in between can have it again; the last one goes with this process,
+    unless that is killed.
 
     Args:
         folder: The shared path, the servers' `--weights_folder`.
@@ -66,7 +68,8 @@ class FileTransfer(WeightTransfer):
     def __init__(self, folder: Path, dtype: torch.dtype) -> None:
         self.folder = folder
         self.dtype = dtype
-        self.current: Path | None = None
+        self._present: list[Path] = []
+        weakref.finalize(self, remove, self._present)
 
     def send(self, weights: Weights, tag: str, pool: ServerPool) -> Sent:
         complete = self._place(tag)
@@ -78,10 +81,11 @@ class FileTransfer(WeightTransfer):
         except BaseException:
             shutil.rmtree(unfinished, ignore_errors=True)
             raise
-        before, self.current = self.current, complete
+        before = list(self._present)
+        self._present.append(complete)
         pool.load(complete, tag)
-        if before is not None:
-            shutil.rmtree(before)
+        remove(before)
+        self._present[:] = [complete]
         return sent
 
     def follow(self, tag: str, pool: ServerPool) -> None:
@@ -101,9 +105,7 @@ class FileTransfer(WeightTransfer):
         return Sent(total, tensors)
 
     def close(self) -> None:
-        if self.current is not None:
-            shutil.rmtree(self.current, ignore_errors=True)
-            self.current = None
+        remove(self._present)
 
 
 class NcclTransfer(WeightTransfer):
@@ -177,6 +179,12 @@ class NcclTransfer(WeightTransfer):
             group = trainer_init(meeting)
             joined.result()
         return group
+
+
+def remove(folders: list[Path]) -> None:
+    """Removes folders and empties the list."""
+    while folders:
+        shutil.rmtree(folders.pop(), ignore_errors=True)
 
 
 def shards(weights: Iterable[tuple[str, Tensor]]) -> Iterator[dict[str, Tensor]]:

@@ -9,13 +9,20 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
 
 from tests.servers import rollout_servers, running_servers  # noqa: F401  (fixtures)
 
+if TYPE_CHECKING:
+    from pixelthink.policies.tiny import FreshTinyQwen25VL
+
 torch.set_num_threads(1)
+
+
+TINY_SIZES = {"hidden_size": 64, "layers": 2, "intermediate_size": 96, "vision_hidden_size": 32, "vision_layers": 2}
 
 
 @pytest.fixture(scope="session")
@@ -23,11 +30,19 @@ def tiny_policy_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a Qwen2.5-VL with random weights, as small as works, in Hugging Face format."""
     from pixelthink.policies.tiny import FreshTinyQwen25VL
 
-    backbone = FreshTinyQwen25VL(
-        hidden_size=64, layers=2, heads=4, intermediate_size=96, vision_hidden_size=32, vision_layers=2
-    )
+    return save_tiny(FreshTinyQwen25VL(**TINY_SIZES), tmp_path_factory.mktemp("tiny_policy"))
+
+
+@pytest.fixture(scope="session")
+def tiny_qwen3_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same of Qwen3-VL, for images of 128 × 128 pixels."""
+    from pixelthink.policies.tiny import FreshTinyQwen3VL
+
+    return save_tiny(FreshTinyQwen3VL(**TINY_SIZES), tmp_path_factory.mktemp("tiny_qwen3"))
+
+
+def save_tiny(backbone: FreshTinyQwen25VL, folder: Path) -> Path:
+    """Writes a fresh policy to an existing folder and returns it."""
     backbone.setup()
-    folder = tmp_path_factory.mktemp("tiny_policy")
-    backbone.load_model().save_pretrained(folder)
-    backbone.processor.save_pretrained(folder)
+    backbone.save(backbone.load_model(), folder)
     return folder

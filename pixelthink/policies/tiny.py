@@ -1,4 +1,4 @@
-"""A Qwen2.5-VL small enough to train from nothing on a laptop: real architecture, own tokenizer, random weights."""
+"""Qwen-VL models small enough to train from nothing on a laptop: real architectures, own tokenizer, random weights."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ CHAT_TEMPLATE = (
 )
 
 
-def build_processor(lexicon: str, image_side: int) -> Any:
-    """A Qwen2.5-VL processor whose tokenizer knows each lexicon word, each number up to `image_side` as one token."""
+def build_tokenizer(lexicon: str, largest_number: int) -> Any:
+    """A Qwen tokenizer that knows each lexicon word and each number up to the largest as one token."""
     from tokenizers import AddedToken, Regex, Tokenizer, models, pre_tokenizers, trainers
-    from transformers import Qwen2_5_VLProcessor, Qwen2Tokenizer, Qwen2VLImageProcessor, Qwen2VLVideoProcessor
+    from transformers import Qwen2Tokenizer
     from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
     learner = Tokenizer(models.BPE())
@@ -69,17 +69,16 @@ def build_processor(lexicon: str, image_side: int) -> Any:
     )
     tokenizer.add_special_tokens({"additional_special_tokens": list(SPECIAL_TOKENS)})
     whole = [f" {word}" for word in lexicon.split() if not word.isalpha()]  # the pre-tokenizer would cut at digits
-    numbers = [str(number) for number in range(image_side + 1)]
+    numbers = [str(number) for number in range(largest_number + 1)]
     tokenizer.add_tokens([AddedToken(token, normalized=False) for token in (*FORMAT_TOKENS, *whole, *numbers)])
-    image_processor = Qwen2VLImageProcessor(min_pixels=28 * 28, max_pixels=image_side * image_side)
-    return Qwen2_5_VLProcessor(image_processor, tokenizer, Qwen2VLVideoProcessor(), chat_template=CHAT_TEMPLATE)
+    return tokenizer
 
 
 class FreshTinyQwen25VL(Qwen25VL):
     """A randomly initialised Qwen2.5-VL for small square images, to be cold-started by supervision.
 
     Args:
-        image_side: Side of the images in pixels, a multiple of 28.
+        image_side: Side of the images in pixels, a multiple of the side of a visual token (28).
         hidden_size: Width of the language model.
         layers: Depth of the language model.
         heads: Attention heads; half as many key-value heads.
@@ -89,6 +88,9 @@ class FreshTinyQwen25VL(Qwen25VL):
         lexicon: Words that are one token each, separated by spaces; all else is spelled in bytes.
         seed: Seed of the weights.
     """
+
+    patch_size = 14
+    """Side of an image patch in pixels; a visual token is two by two of them."""
 
     def __init__(
         self,
@@ -102,8 +104,8 @@ class FreshTinyQwen25VL(Qwen25VL):
         lexicon: str = LEXICON,
         seed: int = 0,
     ) -> None:
-        if image_side % 28:
-            raise ValueError(f"policy.image_side must be a multiple of 28, not {image_side}")
+        if image_side % (2 * self.patch_size):
+            raise ValueError(f"policy.image_side must be a multiple of {2 * self.patch_size}, not {image_side}")
         super().__init__(path="", dtype="float32", logprobs="padded")  # a cold start has no prefix to share
         self.image_side = image_side
         self.hidden_size, self.layers, self.heads = hidden_size, layers, heads
@@ -113,18 +115,32 @@ class FreshTinyQwen25VL(Qwen25VL):
         self.seed = seed
 
     def setup(self) -> None:
-        self.processor = build_processor(self.lexicon, self.image_side)
+        from transformers import Qwen2VLImageProcessor
+
+        largest_number = self.image_side if self.convention == "pixels" else 1000
+        pixels = {"min_pixels": (2 * self.patch_size) ** 2, "max_pixels": self.image_side**2}
+        image_processor = Qwen2VLImageProcessor(patch_size=self.patch_size, **pixels)
+        self.processor = self._processor(image_processor, build_tokenizer(self.lexicon, largest_number))
 
     def load_model(self) -> nn.Module:
-        from transformers import Qwen2_5_VLForConditionalGeneration
-
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
-            return self._prepare(Qwen2_5_VLForConditionalGeneration(self._config()))
+            return self._prepare(self._fresh_model())
 
-    def _config(self) -> Any:
-        from transformers import Qwen2_5_VLConfig
+    def _processor(self, image_processor: Any, tokenizer: Any) -> Any:
+        from transformers import Qwen2_5_VLProcessor, Qwen2VLVideoProcessor
 
+        return Qwen2_5_VLProcessor(image_processor, tokenizer, Qwen2VLVideoProcessor(), chat_template=CHAT_TEMPLATE)
+
+    def _fresh_model(self) -> Any:
+        from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+        config = self._shared_config()
+        config["vision_config"] |= {"fullatt_block_indexes": [self.vision_layers - 1], "window_size": 56}
+        return Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(**config))
+
+    def _shared_config(self) -> dict[str, Any]:
+        """What both families' configurations have alike: sizes, special tokens, the tied head."""
         tokenizer = self.processor.tokenizer
         ids = {token: tokenizer.convert_tokens_to_ids(token) for token in SPECIAL_TOKENS}
         pairs = self.hidden_size // self.heads // 2
@@ -152,18 +168,51 @@ class FreshTinyQwen25VL(Qwen25VL):
             "intermediate_size": 2 * self.vision_hidden_size,
             "num_heads": 4,
             "out_hidden_size": self.hidden_size,
-            "fullatt_block_indexes": [self.vision_layers - 1],
-            "window_size": 56,
-            "patch_size": 14,
+            "patch_size": self.patch_size,
             "spatial_merge_size": 2,
             "temporal_patch_size": 2,
         }
-        return Qwen2_5_VLConfig(
-            text_config=text,
-            vision_config=vision,
-            image_token_id=ids["<|image_pad|>"],
-            video_token_id=ids["<|video_pad|>"],
-            vision_start_token_id=ids["<|vision_start|>"],
-            vision_end_token_id=ids["<|vision_end|>"],
-            tie_word_embeddings=True,
-        )
+        return {
+            "text_config": text,
+            "vision_config": vision,
+            "image_token_id": ids["<|image_pad|>"],
+            "video_token_id": ids["<|video_pad|>"],
+            "vision_start_token_id": ids["<|vision_start|>"],
+            "vision_end_token_id": ids["<|vision_end|>"],
+            "tie_word_embeddings": True,
+        }
+
+
+class FreshTinyQwen3VL(FreshTinyQwen25VL):
+    """A randomly initialised Qwen3-VL for small square images, to be cold-started by supervision.
+
+    It answers in thousandths of the image's sides and knows each number up to 1000 as one token. All layers of its
+    vision tower but the last one also feed the language model (deepstack).
+
+    Args:
+        image_side: Side of the images in pixels, a multiple of the side of a visual token (32).
+        kwargs: As for `FreshTinyQwen25VL`.
+    """
+
+    convention = "per_mille"
+    patch_size = 16
+
+    def __init__(self, image_side: int = 128, **kwargs: Any) -> None:
+        super().__init__(image_side, **kwargs)
+
+    def _processor(self, image_processor: Any, tokenizer: Any) -> Any:
+        from transformers import Qwen3VLProcessor, Qwen3VLVideoProcessor
+
+        return Qwen3VLProcessor(image_processor, tokenizer, Qwen3VLVideoProcessor(), chat_template=CHAT_TEMPLATE)
+
+    def _fresh_model(self) -> Any:
+        from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
+
+        config = self._shared_config()
+        config["text_config"] |= {"head_dim": self.hidden_size // self.heads}
+        config["text_config"]["rope_parameters"] |= {"mrope_interleaved": True}
+        config["vision_config"] |= {
+            "num_position_embeddings": (self.image_side // self.patch_size) ** 2,
+            "deepstack_visual_indexes": list(range(self.vision_layers - 1)),
+        }
+        return Qwen3VLForConditionalGeneration(Qwen3VLConfig(**config))

@@ -9,7 +9,7 @@ import pytest
 
 from pixelthink.data.checks import check_sample
 from pixelthink.data.shape_scenes import ShapeScenes
-from pixelthink.policies.tiny import LEXICON, build_processor
+from pixelthink.policies.tiny import LEXICON, build_tokenizer
 from pixelthink.types import LEVELS, Sample, difficulty_level
 
 SAMPLES = [ShapeScenes("train", size=300)[i] for i in range(300)]
@@ -99,7 +99,7 @@ def test_the_mask_is_the_answered_colour() -> None:
 
 
 def test_each_word_of_the_world_is_one_token() -> None:
-    tokenizer = build_processor(LEXICON, 112).tokenizer
+    tokenizer = build_tokenizer(LEXICON, 112)
     for sample in SAMPLES[:50]:
         for text in (sample.question, *sample.reasoning.values()):
             words = re.findall(r"[a-z]+\d?|\d+|[^\w\s]", text)

@@ -143,6 +143,8 @@ class VLLMEngine(RolloutEngine):
             options["kv_cache_memory_bytes"] = int(kv_cache_gib * 2**30)
         if self.max_num_seqs:
             options["max_num_seqs"] = self.max_num_seqs
+        if current_platform.is_cpu():  # a seeded request whose prompt is read in two pieces crashes vLLM 0.32 on a CPU
+            options["enable_chunked_prefill"] = False
         if self.sleep_level and current_platform.is_sleep_mode_available():
             options["enable_sleep_mode"] = True
         self.group = self._join_processes()
@@ -272,10 +274,14 @@ class VLLMEngine(RolloutEngine):
             self._asleep = False
 
     def close(self) -> None:
-        """Ends vLLM and gives its memory back."""
-        if self.llm is not None:
-            self.llm.llm_engine.engine_core.shutdown()
-            self.llm, self._version, self._asleep = None, None, False
+        """Ends vLLM and gives its memory back; also the process group that it made where there was only one process."""
+        if self.llm is None:
+            return
+        from vllm.distributed import cleanup_dist_env_and_memory, destroy_model_parallel
+
+        self.llm.llm_engine.engine_core.shutdown()
+        self.llm, self._version, self._asleep = None, None, False
+        destroy_model_parallel() if self.group is not None else cleanup_dist_env_and_memory()
 
 
 class CountedWeights:

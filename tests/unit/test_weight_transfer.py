@@ -1,0 +1,78 @@
+"""Handing weights over, as far as it goes without a server: pieces, complete folders only, and a bound on patience."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from pixelthink.rollouts import weight_transfer
+from pixelthink.rollouts.vllm_client import Patience, RolloutServer, ServerPool, ServerRefused, ServerUnavailable
+from pixelthink.rollouts.weight_transfer import FileTransfer, shards
+from tests.servers import free_port
+
+
+def pool_of_nobody() -> ServerPool:
+    server = RolloutServer(f"http://127.0.0.1:{free_port()}", None, timeout=1.0)
+    return ServerPool([server], Patience(retries=0, backoff=0.0), concurrency=1)
+
+
+def test_pieces_keep_order_and_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(weight_transfer, "SHARD_BYTES", 40)
+    weights = [("a", torch.ones(6)), ("b", torch.ones(4)), ("c", torch.ones(20)), ("d", torch.ones(1))]
+    assert [list(shard) for shard in shards(weights)] == [["a", "b"], ["c"], ["d"]]
+    assert list(shards([])) == []
+
+
+def test_a_folder_appears_only_when_complete(tmp_path: Path) -> None:
+    def breaking() -> Iterator[tuple[str, Tensor]]:
+        yield "a", torch.ones(3)
+        raise OSError("the disk is full")
+
+    transfer = FileTransfer(tmp_path, torch.float32)
+    with pytest.raises(OSError, match="the disk is full"):
+        transfer.send(breaking(), "run:1", pool_of_nobody())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_no_server_took_is_there_in_the_servers_precision_until_the_end(tmp_path: Path) -> None:
+    transfer = FileTransfer(tmp_path, torch.bfloat16)
+    with pytest.raises(ServerUnavailable, match="Connection refused"):
+        transfer.send([("a", torch.tensor([1.0, 1.0 + 2**-10]))], "run:1", pool_of_nobody())
+    written = load_file(tmp_path / "run-1" / "model-00000.safetensors")
+    assert torch.equal(written["a"], torch.ones(2, dtype=torch.bfloat16))
+    del transfer
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_patience_is_bounded_and_not_wasted_on_refusals(monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[float] = []
+    monkeypatch.setattr(time, "sleep", waits.append)
+    asked: list[int] = []
+
+    def busy(attempt: int) -> str:
+        asked.append(attempt)
+        if attempt < 2:
+            raise ServerUnavailable("busy")
+        return "done"
+
+    assert Patience(retries=2, backoff=0.5).attempts(busy) == "done"
+    assert (asked, waits) == ([0, 1, 2], [0.5, 1.0])
+    with pytest.raises(ServerUnavailable, match=r"busy \(tried 2 times\)"):
+        Patience(retries=1, backoff=0.5).attempts(busy)
+
+    def refuse(attempt: int) -> str:
+        asked.append(attempt)
+        raise ServerRefused("no")
+
+    asked.clear()
+    with pytest.raises(ServerRefused):
+        Patience(retries=9).attempts(refuse)
+    assert asked == [0]
+    with pytest.raises(ValueError, match="must not be negative"):
+        Patience(retries=-1)

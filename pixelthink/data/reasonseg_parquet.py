@@ -6,17 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from pixelthink.data.base import SampleSource
-from pixelthink.data.difficulty import difficulties_for
-from pixelthink.data.files import duplicates
-from pixelthink.data.tables import Table, cell_error, open_table, read_image
+from pixelthink.data.table_source import TableSource
+from pixelthink.data.tables import Table, read_image
 from pixelthink.geometry import target_from_mask
 from pixelthink.types import Sample
 
-COLUMNS = ("image", "text", "mask", "image_id", "ann_id")
 
-
-class ReasonSegParquet(SampleSource):
+class ReasonSegParquet(TableSource):
     """Rows `image, text, mask, image_id, ann_id, img_height, img_width`, in original pixels.
 
     A row's id is `image_id#ann_id`. The format has no ignored region: whoever made it has already decided what becomes
@@ -29,57 +25,16 @@ class ReasonSegParquet(SampleSource):
             difficulty, with it each needs one.
     """
 
+    columns = ("image", "text", "mask", "image_id", "ann_id")
+
     def __init__(self, path: str, split: str = "test", difficulty_file: str | None = None) -> None:
-        self.path = path
-        self.split = split
-        self.difficulty_file = difficulty_file
-        self._table: Table | None = None
-        self._ids: list[str] = []
-        self._duplicates: dict[int, int] = {}
-        self._difficulties: dict[str, float] | None = None
+        super().__init__(path, split, difficulty_file)
 
-    def setup(self) -> None:
-        """Opens the table and reads ids and difficulties.
-
-        Raises:
-            ValueError: no such table, a column or difficulties missing; one line that names the file.
-        """
-        if self._table is not None:
-            return
-        table = open_table(self.path, self.split)
-        table.require(COLUMNS)
+    def read_ids(self, table: Table) -> list[str]:
         pairs = zip(table.texts("image_id"), table.texts("ann_id"), strict=True)
-        self._ids = [f"{image}#{annotation}" for image, annotation in pairs]
-        self._duplicates = duplicates(self._ids)
-        if self.difficulty_file is not None:
-            self._difficulties = difficulties_for(self.difficulty_file, self._ids)
-        self._table = table
+        return [f"{image}#{annotation}" for image, annotation in pairs]
 
-    def __len__(self) -> int:
-        return len(self._opened())
-
-    def __getitem__(self, index: int) -> Sample:
-        table = self._opened()
-        if not 0 <= index < len(table):
-            raise IndexError(f"{table.name} has {len(table)} rows, there is no number {index}")
-        try:
-            return self._sample(table.row(index), index)
-        except ValueError as error:
-            raise cell_error(table, index, error) from None
-
-    def ids(self) -> list[str]:
-        self._opened()
-        return self._ids
-
-    def _opened(self) -> Table:
-        if self._table is None:
-            raise RuntimeError("call setup() before reading samples")
-        return self._table
-
-    def _sample(self, row: dict[str, Any], index: int) -> Sample:
-        name = self._ids[index]
-        if index in self._duplicates:
-            raise ValueError(f"id {name!r} occurs already in row {self._duplicates[index]}")
+    def read_sample(self, row: dict[str, Any], name: str, difficulty: float | None) -> Sample:
         image = read_image(row["image"], f"id {name!r}")
         mask = row["mask"]
         if not isinstance(mask, np.ndarray):
@@ -97,6 +52,6 @@ class ReasonSegParquet(SampleSource):
             question=row["text"],
             mask=mask,
             targets=(target_from_mask(mask),) if mask.any() else (),
-            difficulty=None if self._difficulties is None else self._difficulties[name],
+            difficulty=difficulty,
             meta={"image_id": str(row["image_id"])},
         )

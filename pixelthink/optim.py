@@ -67,18 +67,29 @@ class MuonWithAdamW(Optimizer):
 
 
 class WarmupHoldDecay(LambdaLR):
-    """Linear warm-up, a constant first half, then a linear decay.
+    """Linear warm-up, a constant rate, then a linear decay.
 
     Args:
         optimizer: Whose learning rates to scale.
         total_steps: Steps of the whole run.
         warmup_steps: Steps until the full rate.
+        decay_share: Share of the run, at its end, in which the rate falls.
         floor: Last rate as a share of the full one.
     """
 
-    def __init__(self, optimizer: Optimizer, total_steps: int, warmup_steps: int = 0, floor: float = 0.02) -> None:
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        total_steps: int,
+        warmup_steps: int = 0,
+        decay_share: float = 0.5,
+        floor: float = 0.02,
+    ) -> None:
+        if not 0 < decay_share <= 1:
+            raise ValueError(f"lr_scheduler.decay_share must lie in (0, 1], not {decay_share}")
+
         def scale(step: int) -> float:
             warm = min(1.0, (step + 1) / max(1, warmup_steps))
-            return warm * max(floor, min(1.0, 2 * (total_steps - step) / total_steps))
+            return warm * max(floor, min(1.0, (total_steps - step) / (decay_share * total_steps)))
 
         super().__init__(optimizer, scale)

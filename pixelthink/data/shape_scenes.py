@@ -205,7 +205,6 @@ def _trail(objects: tuple[SceneObject, ...], rng: np.random.Generator) -> SceneQ
     return SceneQuery(text, "hard", target, hops, f" {' '.join(path)}.")
 
 
-_LEVEL_ODDS = {"easy": 0.25, "medium": 0.25, "hard": 0.5}
 _RELATION_SHARE = 0.2
 _SPLIT_OF_FINGERPRINT = {0: "val", 1: "test"}
 
@@ -268,7 +267,8 @@ class ShapeScenes(SampleSource):
         split: "train" (six in eight of all layouts), "val" or "test" (one in eight each).
         size: Number of samples.
         seed: Other seeds give other samples of the same split.
-        levels: Levels to draw from; all of them come as easy 25 %, medium 25 %, hard 50 %.
+        levels: Levels to draw from.
+        odds: How often easy, medium and hard queries come, relative to each other.
     """
 
     def __init__(
@@ -277,13 +277,18 @@ class ShapeScenes(SampleSource):
         size: int = 1024,
         seed: int = 0,
         levels: Sequence[Level] = LEVELS,
+        odds: tuple[float, float, float] = (0.25, 0.25, 0.5),
     ) -> None:
         if size < 1 or not levels:
             raise ValueError("ShapeScenes: size must be at least 1 and levels must not be empty")
+        if min(odds) <= 0:
+            raise ValueError(f"ShapeScenes: odds must be positive, got {odds}; leave a level out by levels")
         self.split = split
         self.size = size
         self.seed = seed
         self.levels = tuple(levels)
+        chosen = np.array([dict(zip(LEVELS, odds, strict=True))[level] for level in self.levels])
+        self.probabilities = chosen / chosen.sum()
 
     def __len__(self) -> int:
         return self.size
@@ -292,8 +297,7 @@ class ShapeScenes(SampleSource):
         if not 0 <= index < self.size:
             raise IndexError(f"ShapeScenes has {self.size} samples, there is no number {index}")
         rng = np.random.default_rng([self.seed, ("train", "val", "test").index(self.split), index])
-        odds = np.array([_LEVEL_ODDS[level] for level in self.levels])
-        level = str(rng.choice(self.levels, p=odds / odds.sum()))
+        level = str(rng.choice(self.levels, p=self.probabilities))
         query = None
         while query is None:
             objects = sample_scene(rng)

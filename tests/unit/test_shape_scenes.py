@@ -112,3 +112,13 @@ def test_each_word_of_the_world_is_one_token() -> None:
 def test_an_index_outside_is_refused(index: int) -> None:
     with pytest.raises(IndexError, match="ShapeScenes has 300 samples"):
         ShapeScenes(size=300)[index]
+
+
+def test_levels_come_by_their_odds() -> None:
+    count = 500
+    source = ShapeScenes(size=count, odds=(0.2, 0.5, 0.3))
+    found = [source[i].meta["level"] for i in range(count)]
+    for level, share in zip(LEVELS, (0.2, 0.5, 0.3), strict=True):
+        assert abs(found.count(level) - share * count) < 4 * (count * share * (1 - share)) ** 0.5
+    with pytest.raises(ValueError, match="odds must be positive"):
+        ShapeScenes(odds=(1.0, 0.0, 1.0))

@@ -8,6 +8,7 @@ temporary file lies beside its target, is synced to disk and then renamed.
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -78,6 +79,23 @@ def write_failure(error: BaseException, folder: Path) -> str:
     if statistics.f_bavail * statistics.f_frsize < 1 << 20:
         return "No space left on device"
     return " ".join(str(error).split())
+
+
+def replace_folder(target: Path, scratch: Path) -> None:
+    """Puts a new folder in the place of an old one, or of a file, which comes back if that fails."""
+    old = scratch.with_name(f"{scratch.name}-old")
+    if target.exists():
+        target.rename(old)
+    try:
+        scratch.rename(target)
+    except OSError:
+        if old.exists():
+            old.rename(target)
+        raise
+    sync_folder(target.parent)
+    if old.is_file():
+        old.unlink()
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def sync_folder(folder: Path) -> None:

@@ -19,6 +19,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from pixelthink.cli_messages import short_message
 from pixelthink.data.datamodule import PromptData
 from pixelthink.evaluation import PolicyModule
+from pixelthink.parallel.peers import end_alone, ended_by_a_peer
 from pixelthink.registry import RegistryError, load_components
 from pixelthink.rollouts.weight_sync import WeightSyncError
 
@@ -27,6 +28,9 @@ USER_ERRORS = (
     *(RegistryError, ArgumentError, WeightSyncError),
 )
 """Errors whose message is for the user; anything else is a bug and keeps its traceback."""
+
+PEER_NEWS_SECONDS = 3.0
+"""How long an error that may be the end of another process's connection waits for the news of that process's end."""
 
 DEFAULT_CONFIG = Path("configs/tiny.yaml")
 """What a subcommand runs without `--config`, from the root of a clone: the demo, whose policy lies in `assets/`."""
@@ -112,7 +116,12 @@ def main(args: Sequence[str] | None = None) -> None:
     try:
         load_components()
         PixelThinkCLI(args=with_default_config(sys.argv[1:] if args is None else args))
-    except USER_ERRORS as error:
+    except Exception as error:
+        if ended_by_a_peer(0.0 if isinstance(error, USER_ERRORS) else PEER_NEWS_SECONDS):
+            raise SystemExit(1) from None
+        end_alone()
+        if not isinstance(error, USER_ERRORS):
+            raise
         if os.environ.get("PIXELTHINK_DEBUG"):
             traceback.print_exc()
         print(f"pixelthink: error: {one_line(error)}", file=sys.stderr)

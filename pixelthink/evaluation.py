@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -16,12 +17,17 @@ from pixelthink.components import resolved
 from pixelthink.metrics.functional import ProtocolName, get_protocol
 from pixelthink.metrics.measured import Measured, measure
 from pixelthink.metrics.report import SegmentationReport
+from pixelthink.parallel.peers import leave_peers, watch_peers
+from pixelthink.parallel.processes import Processes, gradient_norm, local
+from pixelthink.parallel.sharding import within
+from pixelthink.parallel.strategy import shard_for
 from pixelthink.parsing import parse_completion
-from pixelthink.policies.base import PolicyBackbone
+from pixelthink.policies.base import EncodedPrompt, PolicyBackbone, TokenScores
 from pixelthink.results import Row, recorded_prediction
 from pixelthink.rollouts.base import RolloutEngine, SamplingConfig
 from pixelthink.rollouts.weight_sync import SyncConfig, WeightSync
 from pixelthink.segmenters.base import Segmenter
+from pixelthink.step_guard import StepGuard
 from pixelthink.types import Prediction, PromptBatch, RolloutBatch
 
 OCCURRENCES = ("failures/", "flaws/", "judge_failures/")
@@ -65,10 +71,16 @@ class PolicyModule(L.LightningModule):
         rollout: Engine that samples responses.
         segmenter: Turns answers into masks.
         evaluation: How answers are measured.
+        max_skipped_steps: Training steps without a finite loss or gradient that a run leaves out; one more ends it.
     """
 
     def __init__(
-        self, policy: PolicyBackbone, rollout: RolloutEngine, segmenter: Segmenter, evaluation: EvaluationConfig
+        self,
+        policy: PolicyBackbone,
+        rollout: RolloutEngine,
+        segmenter: Segmenter,
+        evaluation: EvaluationConfig,
+        max_skipped_steps: int = 10,
     ) -> None:
         super().__init__()
         self.strict_loading = False  # checkpoints hold what is trained; on_load_checkpoint is strict about that
@@ -79,6 +91,8 @@ class PolicyModule(L.LightningModule):
         self.policy: nn.Module | None = None
         self.sync_config = SyncConfig()  # the callback RolloutWeightSync replaces it
         self.weight_sync: WeightSync | None = None
+        self.step_guard = StepGuard(max_skipped_steps)
+        self._serving = ExitStack()
         self.report = SegmentationReport(
             evaluation.protocol, evaluation.bootstrap_samples, evaluation.bootstrap_seed, evaluation.model_billions
         )
@@ -89,12 +103,24 @@ class PolicyModule(L.LightningModule):
         self._occurred: set[str] = set()
 
     def configure_model(self) -> None:
-        """Loads the weights; Lightning may call this more than once."""
-        if self.policy is None:
-            self.backbone.setup()
-            self.policy = self.backbone.load_model()
+        """Loads the models and shards them where the strategy does; Lightning may call this more than once."""
+        if self.policy is not None:
+            return
+        self.load_models()
+        if self._trainer is not None:
+            shard_for(self.trainer.strategy, list(self.children()))
+
+    def load_models(self) -> None:
+        """Loads the policy. Whatever else is made of it has to be made here, before it is sharded."""
+        self.backbone.setup()
+        self.policy = self.backbone.load_model()
         if self.is_fitting and not any(True for _ in self.trainable_parameters()):
             raise ValueError("model.policy: no weight would be trained; a quantised policy needs model.policy.adapter")
+
+    @property
+    def processes(self) -> Processes:
+        """The processes of this run."""
+        return Processes(self.trainer.strategy)
 
     @property
     def is_fitting(self) -> bool:
@@ -109,18 +135,22 @@ class PolicyModule(L.LightningModule):
                 f"data.coordinates is {coordinates!r} but {type(self.backbone).__name__} answers in "
                 f"{self.backbone.convention!r}"
             )
+        watch_peers(self.trainer.strategy)
+
+    def teardown(self, stage: str) -> None:
+        leave_peers()
 
     def on_fit_start(self) -> None:
         self._start_components()
 
     def on_validation_start(self) -> None:
-        self._start_components()
+        self._start_evaluation()
 
     def on_test_start(self) -> None:
-        self._start_components()
+        self._start_evaluation()
 
     def on_predict_start(self) -> None:
-        self._start_components()
+        self._start_evaluation()
 
     _started = False
 
@@ -132,6 +162,11 @@ class PolicyModule(L.LightningModule):
             self.weight_sync = WeightSync(self.rollout, self.backbone, self.policy, self.sync_config)
             self.segmenter.setup(str(self.device))
             self._started = True
+
+    def _start_evaluation(self) -> None:
+        """Processes may have different numbers of batches, so the engine serves all of them in one session."""
+        self._start_components()
+        self._serving.enter_context(self.rollout.serving())
 
     def sample(
         self, batch: PromptBatch, sampling: SamplingConfig, seed: int, *, evaluating: bool = False
@@ -210,10 +245,15 @@ class PolicyModule(L.LightningModule):
         self.rollout.sleep()
 
     def on_validation_epoch_end(self) -> None:
+        self._serving.close()
         self._log_report("val")
 
     def on_test_epoch_end(self) -> None:
+        self._serving.close()
         self._log_report("test")
+
+    def on_predict_epoch_end(self) -> None:
+        self._serving.close()
 
     def _log_report(self, prefix: str) -> None:
         """Computes the metrics of all processes' samples, and sends them to logger and progress bar."""
@@ -225,8 +265,8 @@ class PolicyModule(L.LightningModule):
         curves = {name: value for name, value in self.metrics.items() if _is_curve(name)}
         self._occurred |= {name for name in curves if name.startswith(OCCURRENCES)}
         values = dict.fromkeys(self._occurred, 0.0) | curves  # what has occurred once goes back to 0
-        self.log_dict({f"{prefix}/{name}": value for name, value in values.items()}, rank_zero_only=True)
-        self.log("gIoU", self.metrics["giou"], prog_bar=True, logger=False, rank_zero_only=True)
+        self.log_dict({f"{prefix}/{name}": value for name, value in values.items()})  # equal on all processes
+        self.log("gIoU", self.metrics["giou"], prog_bar=True, logger=False)
         if self.trainer.state.fn != TrainerFn.FITTING:
             self.print(headline(self.evaluation, self.metrics))
 
@@ -235,13 +275,51 @@ class PolicyModule(L.LightningModule):
         assert self.policy is not None
         return (p for p in self.policy.parameters() if p.requires_grad)
 
-    def step_optimizer(self, max_grad_norm: float) -> Tensor:
-        """Clips the gradients, steps, and clears them; returns the norm that they had."""
-        optimizer = cast("LightningOptimizer", self.optimizers())
-        norm = nn.utils.clip_grad_norm_(list(self.trainable_parameters()), max_grad_norm)
-        optimizer.step()
+    def score(
+        self,
+        prompts: Sequence[EncodedPrompt],
+        completions: Sequence[Tensor],
+        prompt_index: Sequence[int],
+        with_entropy: bool = False,
+    ) -> TokenScores:
+        """Scores completions under the policy as `PolicyBackbone.score` does, with gradient; all processes together."""
+        policy = self.policy
+        assert policy is not None
+
+        def forward() -> tuple[Tensor, Tensor | None]:
+            scores = self.backbone.score(policy, prompts, completions, prompt_index, with_entropy)
+            return scores.logprobs, scores.entropy
+
+        return TokenScores(*within(policy, forward))
+
+    def step_optimizer(self, loss: Tensor, max_grad_norm: float) -> Tensor:
+        """One step of the optimizer and its schedule, with the gradients of all processes, clipped; clears them.
+
+        A step whose loss or gradient is not finite is left out, on all processes alike.
+
+        Args:
+            loss: Of the step, over all processes; a scalar.
+            max_grad_norm: Gradients are scaled down to this norm.
+
+        Returns:
+            The norm that the gradients had, a scalar.
+
+        Raises:
+            TrainingDiverged: if more steps were left out than `max_skipped_steps`.
+        """
+        optimizer, schedule = cast("LightningOptimizer", self.optimizers()), self.lr_schedulers()
+        parameters = list(self.trainable_parameters())
+        self.processes.add_up_gradients(parameters)
+        norm = gradient_norm(parameters)
+        whole_norm = local(norm).detach()
+        if self.step_guard.allows(self.global_step, float(loss), float(whole_norm)):
+            nn.utils.clip_grads_with_norm_(parameters, max_grad_norm, norm)
+            optimizer.step()
+            if schedule is not None:
+                schedule.step()  # type: ignore[union-attr]
         optimizer.zero_grad()
-        return norm.detach()
+        self.log("train/skipped_steps", float(self.step_guard.skipped))
+        return whole_norm
 
     def checkpointed(self) -> set[str]:
         """Names of what a checkpoint holds: everything but those of the policy's weights that nobody trains."""
@@ -251,6 +329,7 @@ class PolicyModule(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Leaves out what can be loaded from elsewhere, such as the weights below an adapter."""
+        checkpoint["skipped_steps"] = self.step_guard.skipped
         kept = self.checkpointed()
         checkpoint["state_dict"] = {name: value for name, value in checkpoint["state_dict"].items() if name in kept}
 
@@ -260,6 +339,7 @@ class PolicyModule(L.LightningModule):
         Raises:
             ValueError: weights of the policy are missing, or there are others; one line that names the first.
         """
+        self.step_guard.skipped = checkpoint.get("skipped_steps", 0)
         if "state_dict" not in checkpoint:  # a sharded checkpoint, which its strategy has loaded
             return
         own, found = self.checkpointed(), set(checkpoint["state_dict"])

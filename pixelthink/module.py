@@ -15,7 +15,6 @@ Deviations from the released PixelThink code (and the paper, which leaves these 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -23,7 +22,7 @@ import torch
 from jsonargparse import lazy_instance
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
-from torch.optim import AdamW, Optimizer
+from torch.optim import AdamW
 
 from pixelthink.components import resolved
 from pixelthink.evaluation import EvaluationConfig, PolicyModule
@@ -32,6 +31,8 @@ from pixelthink.grpo.experience import Experience, minibatches
 from pixelthink.grpo.loss import GRPOConfig, LossInputs, grpo_loss
 from pixelthink.grpo.micro_batches import in_order, micro_batches, that_teach
 from pixelthink.grpo.mismatch import mismatch_stats, mismatch_sums
+from pixelthink.optim import OptimizerFactory, SchedulerFactory, with_schedule
+from pixelthink.parallel.sharding import whole
 from pixelthink.policies.base import EncodedPrompt, PolicyBackbone
 from pixelthink.policies.reference import FrozenCopy, Reference
 from pixelthink.rewards.base import Reward
@@ -44,8 +45,6 @@ from pixelthink.segmenters.base import Segmenter
 from pixelthink.segmenters.grabcut import GrabCut
 from pixelthink.training_stats import Sums, rollout_sums
 from pixelthink.types import PromptBatch, RolloutBatch
-
-OptimizerFactory = Callable[[Iterable], Optimizer]
 
 
 class GRPOModule(PolicyModule):
@@ -63,6 +62,8 @@ class GRPOModule(PolicyModule):
         reference: How the weights that the policy started from are kept, to measure its drift.
         sample_ahead: Sample each rollout while the policy still trains on the one before: one step off-policy, which
             `grpo.rollout_correction` corrects. For engines in other processes.
+        lr_scheduler: Schedule of the learning rate, stepped with the optimizer; None keeps it constant.
+        max_skipped_steps: Steps without a finite loss or gradient that a run leaves out; one more ends it.
     """
 
     def __init__(
@@ -77,16 +78,18 @@ class GRPOModule(PolicyModule):
         optimizer: OptimizerFactory = lambda parameters: AdamW(parameters, lr=1e-6, weight_decay=1e-2),
         reference: Reference = lazy_instance(FrozenCopy),
         sample_ahead: bool = False,
+        lr_scheduler: SchedulerFactory | None = None,
+        max_skipped_steps: int = 10,
     ) -> None:
-        super().__init__(policy, rollout, segmenter, evaluation)
+        super().__init__(policy, rollout, segmenter, evaluation, max_skipped_steps)
         self.automatic_optimization = False
         self.reward = resolved(reward)
         self.sampling = sampling
         self.grpo = grpo
         self.optimizer_factory = optimizer
+        self.scheduler_factory = lr_scheduler
         self.reference = resolved(reference)
         self.reference_model: nn.Module | None = None  # where the reference is a model that the trainer places
-        self.has_reference = False
         self.sample_ahead = sample_ahead
         self.ahead = RolloutAhead()
         self.seconds: dict[str, float] = {}
@@ -108,27 +111,22 @@ class GRPOModule(PolicyModule):
         if not hasattr(getattr(self.trainer, "datamodule", None), "look_ahead"):
             raise ValueError("sample_ahead needs a PromptData datamodule, whose loader knows the next batch")
 
-    def configure_model(self) -> None:
-        super().configure_model()
-        if self.is_fitting and not self.has_reference and self.policy is not None and self.grpo.kl_coef > 0:
+    def load_models(self) -> None:
+        """Loads the policy, and its reference where a fit needs one."""
+        super().load_models()
+        if self.is_fitting and self.policy is not None and self.grpo.kl_coef > 0:
             self.reference_model = self.reference.build(self.backbone, self.policy)
-            self.has_reference = True
 
     def on_fit_start(self) -> None:
         super().on_fit_start()
         self.reward.setup(str(self.device), self.segmenter)
-        if self.trainer.world_size > 1 and self.grpo.micro_batch_tokens:
-            raise ValueError(
-                "grpo.micro_batch_tokens may give processes different numbers of backward passes, which several "
-                "processes cannot wait for: use micro_batch_size there"
-            )
         self.run_seed = self.trainer.strategy.broadcast(torch.initial_seed() % 2**31)
 
-    def configure_optimizers(self) -> Optimizer:
-        return self.optimizer_factory(list(self.trainable_parameters()))
+    def configure_optimizers(self) -> Any:
+        return with_schedule(self.optimizer_factory(list(self.trainable_parameters())), self.scheduler_factory)
 
     def training_step(self, batch: PromptBatch, batch_idx: int) -> None:
-        with self.timed("generate"):
+        with self.timed("generate"), self.rollout.serving():
             rollout = self.next_rollout(batch)
         with self.timed("reward"):
             rewards = self.reward(rollout)
@@ -161,8 +159,10 @@ class GRPOModule(PolicyModule):
         """Scores completions under the reference and, where several minibatches follow, under the policy as it is."""
         assert self.policy is not None
         completions = tuple(torch.tensor(c.token_ids) for c in rollout.completions)
+        with whole(self.policy):
+            prompts = self.backbone.share_images(self.policy, self.backbone.encode(rollout.prompts))
         experience = Experience(
-            prompts=self.backbone.share_images(self.policy, self.backbone.encode(rollout.prompts)),
+            prompts=prompts,
             completions=completions,
             prompt_index=tuple(i // rollout.group_size for i in range(len(completions))),
             mask=pad_sequence([torch.ones(len(c), dtype=torch.bool) for c in completions], True).to(self.device),
@@ -183,29 +183,27 @@ class GRPOModule(PolicyModule):
     def frozen_logprobs(self, model: nn.Module, experience: Experience[EncodedPrompt]) -> Tensor:
         """Log-probabilities of all completions under a model, (N, T), without gradient."""
         pieces = micro_batches(experience, self.grpo, self.backbone.shares_prefix)
-        scores = [self.backbone.score(model, p.prompts, p.completions, p.prompt_index).logprobs for p in pieces]
+        with whole(model):
+            scores = [self.backbone.score(model, p.prompts, p.completions, p.prompt_index).logprobs for p in pieces]
         return in_order(scores, pieces)
 
     def update(self, minibatch: Experience[EncodedPrompt]) -> dict[str, Tensor]:
         """One optimizer step. The split into micro-batches and processes does not change the gradient."""
-        tokens = self.trainer.strategy.reduce(minibatch.token_count.float(), reduce_op="sum")
+        tokens = self.processes.sum(minibatch.token_count.float())
+        pieces = micro_batches(that_teach(minibatch, self.grpo), self.grpo, self.backbone.shares_prefix)
         totals: dict[str, Tensor] = {}
-        teaching = that_teach(minibatch, self.grpo) if self.trainer.world_size == 1 else minibatch
-        for piece in micro_batches(teaching, self.grpo, self.backbone.shares_prefix):
-            output = grpo_loss(self.loss_inputs(piece), self.grpo, normalizer=tokens)
-            self.manual_backward(output.loss * self.trainer.world_size)  # DDP averages what has to be summed
-            for name, value in {"loss": output.loss.detach(), **output.stats}.items():
-                totals[name] = totals.get(name, torch.zeros_like(value)) + value
-        norm = self.step_optimizer(self.grpo.max_grad_norm)
-        totals = {name: self.trainer.strategy.reduce(value, reduce_op="sum") for name, value in totals.items()}
-        return {**totals, "grad_norm": norm}
+        with self.processes.own_gradients():
+            for piece in self.processes.in_step(pieces, Experience.silent):
+                output = grpo_loss(self.loss_inputs(piece), self.grpo, normalizer=tokens)
+                self.manual_backward(output.loss)
+                for name, value in {"loss": output.loss.detach(), **output.stats}.items():
+                    totals[name] = totals.get(name, torch.zeros_like(value)) + value
+        totals = {name: self.processes.sum(value) for name, value in totals.items()}
+        return {**totals, "grad_norm": self.step_optimizer(totals["loss"], self.grpo.max_grad_norm)}
 
     def loss_inputs(self, piece: Experience[EncodedPrompt]) -> LossInputs:
         """Scores a micro-batch under the policy, with gradient."""
-        assert self.policy is not None
-        scores = self.backbone.score(
-            self.policy, piece.prompts, piece.completions, piece.prompt_index, with_entropy=True
-        )
+        scores = self.score(piece.prompts, piece.completions, piece.prompt_index, with_entropy=True)
         assert scores.entropy is not None
         entropy = scores.entropy if self.grpo.entropy_coef > 0 else scores.entropy.detach()  # a curve either way
         old = scores.logprobs.detach() if piece.old_logprobs is None else piece.old_logprobs
@@ -232,8 +230,7 @@ class GRPOModule(PolicyModule):
 
     def log_step(self, sums: Sums, updates: list[dict[str, Tensor]], flat_groups: float) -> None:
         """Sends everything about a step to the logger and the headlines to the progress bar."""
-        table = torch.tensor(list(sums.values()), dtype=torch.float64, device=self.device)
-        table = self.trainer.strategy.reduce(table, reduce_op="sum")
+        table = self.processes.sum(torch.tensor(list(sums.values()), dtype=torch.float64, device=self.device))
         stats = {name: total / count for name, (total, count) in zip(sums, table.tolist(), strict=True) if count}
         for name in updates[0]:
             self.log(f"loss/{name}", torch.stack([u[name] for u in updates]).mean())
@@ -244,7 +241,7 @@ class GRPOModule(PolicyModule):
         step_seconds = sum(self.seconds.values())
         self.log("seconds/step", step_seconds)
         self.log_mismatch()
-        self.log("train/flat_groups", flat_groups, sync_dist=True)
+        self.log("train/flat_groups", flat_groups, sync_dist=self.processes.count > 1)
         self.log("train/tokens_per_second", table[list(sums).index("response_tokens"), 0] / step_seconds)
         self.log("reward", stats["reward"], prog_bar=True, logger=False)
         self.log("think_tokens", stats["reasoning_tokens"], prog_bar=True, logger=False)
@@ -252,10 +249,10 @@ class GRPOModule(PolicyModule):
     def log_mismatch(self) -> None:
         """Logs how far the rollout engine's distribution is from the policy's, over the tokens that were trained on."""
         log_ratio, self.log_ratios = torch.cat(self.log_ratios), []
-        for name, value in mismatch_stats(self.trainer.strategy.reduce(mismatch_sums(log_ratio), "sum")).items():
+        for name, value in mismatch_stats(self.processes.sum(mismatch_sums(log_ratio))).items():
             self.log(f"mismatch/{name}", value)
         p99 = torch.quantile(log_ratio.abs().float(), 0.99)
-        self.log("mismatch/log_ratio_abs_p99", self.trainer.strategy.reduce(p99, "mean"))  # of processes: their mean
+        self.log("mismatch/log_ratio_abs_p99", self.processes.sum(p99) / self.processes.count)  # the processes' mean
 
     def checkpointed(self) -> set[str]:
         """As for every policy, without the reference: it is made anew from where the policy started."""

@@ -1,14 +1,22 @@
-"""Optimizer and schedule of the cold start. GRPO runs take any torch optimizer by its class path."""
+"""Optimizers and schedules beyond torch's own, which a config names by their class paths."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, Literal
 
 import torch
 from torch import nn
 from torch.optim import AdamW, Muon, Optimizer
-from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+
+OptimizerFactory = Callable[[Iterable], Optimizer]
+SchedulerFactory = Callable[[Optimizer], LRScheduler]
+
+
+def with_schedule(optimizer: Optimizer, schedule: SchedulerFactory | None) -> Any:
+    """What `configure_optimizers` returns for an optimizer and, where there is one, the schedule of its rates."""
+    return optimizer if schedule is None else {"optimizer": optimizer, "lr_scheduler": schedule(optimizer)}
 
 
 class MuonWithAdamW(Optimizer):
@@ -93,3 +101,29 @@ class WarmupHoldDecay(LambdaLR):
             return warm * max(floor, min(1.0, (total_steps - step) / (decay_share * total_steps)))
 
         super().__init__(optimizer, scale)
+
+
+class TransformersSchedule(LambdaLR):
+    """A schedule of transformers by its name there, with its warm-up.
+
+    Args:
+        optimizer: Whose learning rates to scale.
+        total_steps: Optimizer steps of the whole run.
+        warmup_steps: Steps of linear warm-up.
+        name: `cosine` decays to 0 along half a cosine, `linear` along a line; the others do not decay.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        total_steps: int,
+        warmup_steps: int = 0,
+        name: Literal["cosine", "linear", "constant", "constant_with_warmup"] = "cosine",
+    ) -> None:
+        from transformers import get_scheduler
+
+        if not 0 <= warmup_steps <= total_steps:
+            raise ValueError(f"lr_scheduler: warmup_steps {warmup_steps} must lie in 0 to total_steps {total_steps}")
+        if warmup_steps and name == "constant":
+            raise ValueError("lr_scheduler: constant has no warm-up; the name with one is constant_with_warmup")
+        super().__init__(optimizer, get_scheduler(name, optimizer, warmup_steps, total_steps).lr_lambdas)

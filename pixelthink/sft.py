@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from jsonargparse import lazy_instance
 from torch import Tensor
-from torch.optim import AdamW, Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim import AdamW
 
 from pixelthink.data.prompts import PromptStyle
 from pixelthink.evaluation import EvaluationConfig, PolicyModule
+from pixelthink.optim import OptimizerFactory, SchedulerFactory, with_schedule
 from pixelthink.parsing import format_response
 from pixelthink.policies.base import PolicyBackbone
 from pixelthink.rollouts.base import RolloutEngine
@@ -22,9 +22,6 @@ from pixelthink.rollouts.hf import HFEngine
 from pixelthink.segmenters.base import Segmenter
 from pixelthink.segmenters.grabcut import GrabCut
 from pixelthink.types import LEVELS, Level, Prompt, PromptBatch, Sample, difficulty_level
-
-OptimizerFactory = Callable[[Iterable], Optimizer]
-SchedulerFactory = Callable[[Optimizer], LRScheduler]
 
 
 @dataclass(frozen=True)
@@ -78,9 +75,10 @@ class SFTModule(PolicyModule):
         segmenter: Turns answers into masks, for evaluation.
         evaluation: How answers are measured.
         optimizer: Optimizer of the policy.
-        lr_scheduler: Schedule of the learning rate, stepped once an optimizer step; None keeps it constant.
+        lr_scheduler: Schedule of the learning rate, stepped with the optimizer; None keeps it constant.
         micro_batch_size: Responses per forward and backward; changes memory and speed, never the gradient.
         max_grad_norm: Gradients are scaled down to this norm.
+        max_skipped_steps: Steps without a finite loss or gradient that a run leaves out; one more ends it.
     """
 
     def __init__(
@@ -94,8 +92,9 @@ class SFTModule(PolicyModule):
         lr_scheduler: SchedulerFactory | None = None,
         micro_batch_size: int = 64,
         max_grad_norm: float = 1.0,
+        max_skipped_steps: int = 10,
     ) -> None:
-        super().__init__(policy, rollout, segmenter, evaluation)
+        super().__init__(policy, rollout, segmenter, evaluation, max_skipped_steps)
         if not recipes or micro_batch_size < 1 or max_grad_norm <= 0:
             raise ValueError("sft: recipes must not be empty; micro_batch_size and max_grad_norm must be positive")
         self.automatic_optimization = False
@@ -106,26 +105,23 @@ class SFTModule(PolicyModule):
         self.max_grad_norm = max_grad_norm
 
     def configure_optimizers(self) -> Any:
-        optimizer = self.optimizer_factory(list(self.trainable_parameters()))
-        if self.scheduler_factory is None:
-            return optimizer
-        return {"optimizer": optimizer, "lr_scheduler": self.scheduler_factory(optimizer)}
+        return with_schedule(self.optimizer_factory(list(self.trainable_parameters())), self.scheduler_factory)
 
     def training_step(self, batch: PromptBatch, batch_idx: int) -> None:
         examples = self.examples(batch)
-        tokens = self.trainer.strategy.reduce(
-            torch.tensor(float(sum(len(response) for _, response in examples)), device=self.device), reduce_op="sum"
-        )
+        length = sum(len(response) for _, response in examples)
+        tokens = self.processes.sum(torch.tensor(float(length), device=self.device))
+        starts = range(0, len(examples), self.micro_batch_size)
+        pieces = [(examples[start : start + self.micro_batch_size], 1.0) for start in starts]
         loss = torch.zeros((), device=self.device)
-        for start in range(0, len(examples), self.micro_batch_size):
-            piece = self.negative_log_likelihood(examples[start : start + self.micro_batch_size]) / tokens
-            self.manual_backward(piece * self.trainer.world_size)  # DDP averages what has to be summed
-            loss += piece.detach()
-        norm = self.step_optimizer(self.max_grad_norm)
-        if (scheduler := self.lr_schedulers()) is not None:
-            scheduler.step()  # type: ignore[union-attr]
-        self.log("loss", self.trainer.strategy.reduce(loss, reduce_op="sum"), prog_bar=True)
-        self.log("grad_norm", norm)
+        with self.processes.own_gradients():
+            for piece, weight in self.processes.in_step(pieces, lambda last: (last[0][:1], 0.0)):
+                part = self.negative_log_likelihood(piece) * weight / tokens
+                self.manual_backward(part)
+                loss += part.detach()
+        loss = self.processes.sum(loss)
+        self.log("grad_norm", self.step_optimizer(loss, self.max_grad_norm))
+        self.log("loss", loss, prog_bar=True)
 
     def examples(self, batch: PromptBatch) -> list[tuple[Prompt, Tensor]]:
         """What this step teaches: an example for each sample that a recipe is shown for.
@@ -173,8 +169,7 @@ class SFTModule(PolicyModule):
 
     def negative_log_likelihood(self, examples: Sequence[tuple[Prompt, Tensor]]) -> Tensor:
         """Sum over all response tokens of −log p(token)."""
-        assert self.policy is not None
         prompts = self.backbone.encode([prompt for prompt, _ in examples])
         responses = [response for _, response in examples]
-        scores = self.backbone.score(self.policy, prompts, responses, range(len(examples)))
+        scores = self.score(prompts, responses, range(len(examples)))
         return -scores.logprobs.sum()  # padding scores are 0

@@ -12,8 +12,9 @@ from lightning.pytorch.callbacks import Callback
 from safetensors import SafetensorError
 from torch import nn
 
-from pixelthink.checkpoint_io import write_failure
+from pixelthink.checkpoint_io import replace_folder, write_failure
 from pixelthink.evaluation import PolicyModule
+from pixelthink.parallel.sharding import full_state, is_sharded
 from pixelthink.policies.base import PolicyBackbone
 
 
@@ -36,9 +37,16 @@ class HFExport(Callback):
             raise ValueError("HFExport: what is 'adapter', but the policy has none; set model.policy.adapter")
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if trainer.is_global_zero and isinstance(pl_module, PolicyModule):
-            assert pl_module.policy is not None
-            export_policy(pl_module.backbone, pl_module.policy, Path(self.path), self.what)
+        if not isinstance(pl_module, PolicyModule) or pl_module.policy is None:
+            return
+        backbone, model = pl_module.backbone, pl_module.policy
+        if is_sharded(model):
+            weights = full_state(model)
+            if trainer.is_global_zero:
+                model = backbone.load_model()  # a sharded model can be neither copied nor written as it is
+                model.load_state_dict(weights)
+        if trainer.is_global_zero:
+            export_policy(backbone, model, Path(self.path), self.what)
 
 
 def export_policy(
@@ -61,22 +69,8 @@ def export_policy(
     try:
         backbone.save(model, scratch, what)
         scratch.chmod(0o755)
-        _replace(folder, scratch)
+        replace_folder(folder, scratch)
     except (OSError, SafetensorError) as error:
         raise OSError(f"policy cannot be exported to {folder}: {write_failure(error, folder.parent)}") from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-
-
-def _replace(folder: Path, scratch: Path) -> None:
-    """Puts a new folder in the place of an old one, which comes back if that fails."""
-    old = scratch.with_name(f"{scratch.name}-old")
-    if folder.exists():
-        folder.rename(old)
-    try:
-        scratch.rename(folder)
-    except OSError:
-        if old.exists():
-            old.rename(folder)
-        raise
-    shutil.rmtree(old, ignore_errors=True)

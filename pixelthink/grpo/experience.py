@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Generic, Protocol, TypeVar
 
@@ -76,6 +76,12 @@ class Experience(Generic[PromptT]):
             cut(self.rollout_logprobs),
             tuple(rows),
         )
+
+    def silent(self) -> Experience[PromptT]:
+        """Its shortest completion with no token that counts: a forward and backward that leave loss and gradient be."""
+        shortest = min(range(len(self)), key=lambda row: len(self.completions[row]))
+        chosen = self.select([shortest])
+        return replace(chosen, mask=torch.zeros_like(chosen.mask))
 
     def split(self, size: int) -> Iterator[Experience[PromptT]]:
         """Consecutive pieces of at most `size` completions."""

@@ -49,7 +49,7 @@ def that_teach(experience: Experience[PromptT], config: GRPOConfig) -> Experienc
     """Without the completions that cannot move the policy: those of advantage 0, where neither KL nor entropy counts.
 
     Loss and gradient stay the same if the normalizer stays the whole experience's token count. One completion is kept
-    in any case, so that every process has a backward pass.
+    in any case, so that there is a backward pass.
     """
     if config.kl_coef > 0 or config.entropy_coef > 0:
         return experience

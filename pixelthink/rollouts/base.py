@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -97,6 +98,15 @@ class RolloutEngine(ABC):
 
         An engine with weights of its own sets `RolloutBatch.policy_version` to the version it was last handed.
         """
+
+    @contextmanager
+    def serving(self) -> Iterator[None]:
+        """Stands around a series of `generate` calls between two updates of the weights.
+
+        All processes enter and leave it together. Inside, each generates as often and as long as it has to, so an
+        engine may wait for other processes on entering and leaving, but not in between. Nothing by default.
+        """
+        yield
 
     @property
     def holds_weights(self) -> bool:

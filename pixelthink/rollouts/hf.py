@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
+from pixelthink.parallel.sharding import whole
 from pixelthink.rollouts.base import RolloutEngine, SamplingConfig
 from pixelthink.rollouts.completions import make_completion
 from pixelthink.rollouts.decode import Decoded, decode_groups
@@ -36,6 +38,12 @@ class HFEngine(RolloutEngine):
     def setup(self, backbone: PolicyBackbone, model: nn.Module) -> None:
         self.backbone = backbone
         self.model = model
+
+    @contextmanager
+    def serving(self) -> Iterator[None]:
+        """Gathers the weights where they are sharded: processes decode different numbers of tokens."""
+        with whole(self.model):
+            yield
 
     @torch.no_grad()
     def generate(self, batch: PromptBatch, sampling: SamplingConfig, seed: int) -> RolloutBatch:

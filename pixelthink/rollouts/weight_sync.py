@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from pixelthink.parallel.sharding import whole
 from pixelthink.rollouts.base import EngineScore, RolloutEngine, SamplingConfig, SyncReport
 from pixelthink.timing import now
 from pixelthink.types import Prompt, PromptBatch, RolloutBatch
@@ -131,7 +132,8 @@ class WeightSync:
             self.syncs += 1
             self._stamp = self.policy_stamp()
         if self.config.prove and (due or (woken and self._is_current())):
-            self._prove(version, batch, woken)
+            with whole(self.policy):
+                self._prove(version, batch, woken)
 
     def _is_due(self, version: int, evaluating: bool) -> bool:
         if self.engine.version is None:

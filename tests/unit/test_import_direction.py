@@ -12,8 +12,8 @@ from tests.support import ROOT
 
 PACKAGE = ROOT / "pixelthink"
 FLOORS = (
-    {"components", "jsonl", "checkpoint_io", "optim", "timing", "serving"},  # know nothing of the package
-    {"types"},
+    {"components", "jsonl", "checkpoint_io", "optim", "step_guard", "timing", "serving"},  # know nothing of the package
+    {"types", "parallel"},
     {"geometry"},
     {"parsing"},
     {"failures"},

@@ -1,0 +1,1 @@
+"""Several processes: what they add up, how a model is sharded over them, and how they notice that one is gone."""

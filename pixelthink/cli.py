@@ -16,6 +16,7 @@ from jsonargparse import Namespace, set_parsing_settings
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from pixelthink.callbacks.training_health import TrainingHealth
 from pixelthink.cli_messages import short_message
 from pixelthink.data.datamodule import PromptData
 from pixelthink.evaluation import PolicyModule
@@ -73,6 +74,10 @@ class PixelThinkCLI(LightningCLI):
             args=args,
             run=run,
         )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Has every run's health watched; `--health.limits.…` says when to warn."""
+        parser.add_lightning_class_args(TrainingHealth, "health")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parses the list that `main` made of the command line."""

@@ -46,6 +46,8 @@ class EvaluationConfig:
         bootstrap_seed: Seed of the resamples.
         model_billions: Parameters of the model in billions, as the efficiency metrics shall take it (the papers say 7
             for Qwen2.5-VL-7B); without it there are none.
+        token_budget: Mean reasoning tokens that answers may take; with it `giou_within_budget` is logged, for early
+            stopping and the best checkpoint, see the function of that name.
     """
 
     protocol: ProtocolName = "segzero"
@@ -53,12 +55,15 @@ class EvaluationConfig:
     bootstrap_samples: int = 2000
     bootstrap_seed: int = 0
     model_billions: float | None = None
+    token_budget: float | None = None
 
     def __post_init__(self) -> None:
         if self.bootstrap_samples < 1:
             raise ValueError("evaluation.bootstrap_samples must be at least 1")
         if self.model_billions is not None and self.model_billions <= 0:
             raise ValueError(f"evaluation.model_billions must be positive, got {self.model_billions}")
+        if self.token_budget is not None and self.token_budget <= 0:
+            raise ValueError(f"evaluation.token_budget must be positive, got {self.token_budget}")
         if self.sampling.group_size != 1:
             raise ValueError("evaluation.sampling.group_size must be 1: every prompt is answered once")
 
@@ -265,6 +270,9 @@ class PolicyModule(L.LightningModule):
         curves = {name: value for name, value in self.metrics.items() if _is_curve(name)}
         self._occurred |= {name for name in curves if name.startswith(OCCURRENCES)}
         values = dict.fromkeys(self._occurred, 0.0) | curves  # what has occurred once goes back to 0
+        if (budget := self.evaluation.token_budget) is not None:
+            scores = self.metrics["giou"], self.metrics["reasoning_tokens"]
+            values["giou_within_budget"] = giou_within_budget(*scores, budget)
         self.log_dict({f"{prefix}/{name}": value for name, value in values.items()})  # equal on all processes
         self.log("gIoU", self.metrics["giou"], prog_bar=True, logger=False)
         if self.trainer.state.fn != TrainerFn.FITTING:
@@ -354,6 +362,20 @@ def _is_curve(name: str) -> bool:
     """Whether a metric is worth a curve: overall any is, of a level only the headlines."""
     key, _, rest = name.partition("/")
     return not rest or key in CURVES_BY_LEVEL or (name.startswith(OCCURRENCES) and "/" not in rest)
+
+
+def giou_within_budget(giou: float, tokens: float, budget: float) -> float:
+    """One number by which the best checkpoint within a budget of reasoning tokens can be chosen; higher is better.
+
+    Within the budget it is gIoU. Above it is 1 − tokens / budget, which is negative: so whatever keeps the budget is
+    better than all that does not, of which the shortest is best.
+
+    Args:
+        giou: In 0 to 1.
+        tokens: Mean reasoning tokens.
+        budget: What they may be.
+    """
+    return giou if tokens <= budget else 1 - tokens / budget
 
 
 def headline(evaluation: EvaluationConfig, values: Mapping[str, float]) -> str:

@@ -191,7 +191,8 @@ def train(run: Run, devices: int = 1) -> Result:
 def launch(runs: Sequence[Run], processes: int, folder: Path, seconds: float = 300) -> list[dict[str, Result | str]]:
     """Makes runs in several processes; for each process the results by name, an error's text in place of one."""
     (folder / "runs.pickle").write_bytes(pickle.dumps(list(runs)))
-    command = [sys.executable, "-m", "tests.processes", str(folder), str(processes)]
+    program = f"from tests.processes import main; main({str(folder)!r}, {processes})"
+    command = [sys.executable, "-c", program]
     shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(processes)}
     environment = {**os.environ, **shared, "NODE_RANK": "0", "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
     started = [
@@ -216,17 +217,14 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def main(folder: Path, devices: int) -> None:
+def main(folder_name: str, devices: int) -> None:
     """Makes the runs of a folder in this process."""
+    folder = Path(folder_name)
     torch.set_num_threads(1)
     results: dict[str, Result | str] = {}
     for run in pickle.loads((folder / "runs.pickle").read_bytes()):
         try:
             results[run.name] = train(run, devices)
-        except ValueError as error:
+        except (ValueError, RuntimeError) as error:
             results[run.name] = str(error)
     (folder / f"results-{os.environ['LOCAL_RANK']}.pickle").write_bytes(pickle.dumps(results))
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]))

@@ -162,7 +162,7 @@ def _sampling(module: PolicyModule, rollouts: int, temperature: float, limit: in
 def _start(module: PolicyModule, device: str) -> None:
     """Loads the weights when they are first needed; of a training module the policy only, not its reference."""
     if module.policy is None:
-        PolicyModule.configure_model(module)
+        PolicyModule.load_models(module)
         assert module.policy is not None
         module.policy.to(device)
         module.rollout.setup(module.backbone, module.policy)

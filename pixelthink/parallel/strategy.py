@@ -8,13 +8,17 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.fabric.plugins.collectives.torch_collective import default_pg_timeout
+from lightning.fabric.utilities.load import _METADATA_FILENAME
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy, Strategy, StrategyRegistry
 from torch import nn
-from torch.distributed.checkpoint import FileSystemReader
+from torch.distributed.checkpoint import CheckpointException, FileSystemReader
+from torch.distributed.checkpoint import load as load_shards
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
+    get_model_state_dict,
     get_optimizer_state_dict,
     set_model_state_dict,
     set_optimizer_state_dict,
@@ -100,10 +104,7 @@ class FSDP2(ModelParallelStrategy):
         """
         path = Path(self.broadcast(checkpoint_path))
         if path.is_dir():
-            checkpoint = super().load_checkpoint(path, weights_only)
-            saved = FileSystemReader(path).read_metadata().state_dict_metadata
-            names = [name.removeprefix("state_dict.") for name in saved if name.startswith("state_dict.")]
-            return {**checkpoint, "state_dict": dict.fromkeys(names)}
+            return self._load_shards(path, weights_only)
         assert self.model is not None
         assert self.lightning_module is not None
         checkpoint = self.checkpoint_io.load_checkpoint(path, weights_only=weights_only)
@@ -113,6 +114,24 @@ class FSDP2(ModelParallelStrategy):
             named = renamed(state, dict(enumerate(self._names(optimizer))))
             set_optimizer_state_dict(self.model, optimizer, named, options=StateDictOptions(full_state_dict=True))
         return checkpoint
+
+    def _load_shards(self, path: Path, weights_only: bool | None) -> dict[str, Any]:
+        """Loads a sharded checkpoint; what it leaves out, such as a frozen reference, stays as it is."""
+        assert self.model is not None
+        saved = FileSystemReader(path).read_metadata().state_dict_metadata
+        names = [name.removeprefix("state_dict.") for name in saved if name.startswith("state_dict.")]
+        weights = {name: value for name, value in get_model_state_dict(self.model).items() if name in set(names)}
+        try:
+            load_shards({"state_dict": weights}, checkpoint_id=path)
+            set_model_state_dict(self.model, weights, options=StateDictOptions(strict=False))
+            for index, optimizer in enumerate(self.optimizers):
+                state = {f"optimizer_{index}": get_optimizer_state_dict(self.model, optimizer)}
+                load_shards(state, checkpoint_id=path)
+                set_optimizer_state_dict(self.model, optimizer, state[f"optimizer_{index}"])
+        except CheckpointException as error:
+            reason = str(next(iter(error.failures.values()))[0]).splitlines()[0]
+            raise ValueError(f"checkpoint {path} does not fit this run: {reason}") from error
+        return {**torch.load(path / _METADATA_FILENAME, weights_only=weights_only), "state_dict": dict.fromkeys(names)}
 
     def _names(self, optimizer: Optimizer) -> list[str]:
         """Names of an optimizer's parameters in its own order."""

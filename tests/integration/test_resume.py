@@ -16,7 +16,9 @@ from tests.support import ROOT
 pytestmark = pytest.mark.slow
 
 
-def fit(folder: Path, policy: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+def fit(
+    folder: Path, policy: str, *arguments: str, config: str = "configs/tiny.yaml"
+) -> subprocess.CompletedProcess[str]:
     """Six steps of GRPO on ShapeScenes, a checkpoint after each."""
     checkpoint = (
         "{class_path: ModelCheckpoint, init_args: "
@@ -25,7 +27,7 @@ def fit(folder: Path, policy: str, *arguments: str) -> subprocess.CompletedProce
     kill = next((a.split("=")[1] for a in arguments if a.startswith("kill=")), "-1")
     recorder = f"{{class_path: StepRecorder, init_args: {{path: {folder}/steps.jsonl, kill_before_step: {kill}}}}}"
     command = [
-        *(sys.executable, "-m", "pixelthink", "fit", "--config", str(ROOT / "configs/tiny.yaml")),
+        *(sys.executable, "-m", "pixelthink", "fit", "--config", str(ROOT / config)),
         *(f"--model.policy.path={policy}", "--model.grpo.minibatches=2", "--model.sampling.max_new_tokens=12"),
         *("--data.batch_size=2", "--data.train.size=6", "--data.val=null", "--trainer.max_epochs=2"),
         *("--trainer.limit_train_batches=null", "--trainer.val_check_interval=null", "--trainer.logger=false"),

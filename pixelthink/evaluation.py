@@ -164,7 +164,7 @@ class PolicyModule(L.LightningModule):
         if not self._started:
             assert self.policy is not None
             self.rollout.setup(self.backbone, self.policy)
-            self.weight_sync = WeightSync(self.rollout, self.backbone, self.policy, self.sync_config)
+            self.weight_sync = WeightSync(self.rollout.sampler, self.backbone, self.policy, self.sync_config)
             self.segmenter.setup(str(self.device))
             self._started = True
 

@@ -120,6 +120,8 @@ class Prompt:
         frame: Original pixels ↔ answer coordinates.
         targets: The sample's targets in answer coordinates.
         preparation_ms: Milliseconds that making `image` took; None where nobody measured it.
+        response_start: What the response is made to begin with; the model goes on from there. `Completion.text` has
+            only what it added.
     """
 
     sample: Sample
@@ -128,6 +130,7 @@ class Prompt:
     frame: CoordinateFrame
     targets: tuple[Target, ...]
     preparation_ms: float | None = field(default=None, compare=False)
+    response_start: str = ""
 
 
 @dataclass(frozen=True)

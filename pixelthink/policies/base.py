@@ -107,6 +107,12 @@ class PolicyBackbone(ABC):
         """
         raise ValueError(f"{type(self).__name__} cannot be loaded in {quantization}")
 
+    def prompt_text(self, prompt: Prompt) -> str:
+        """The chat-templated prompt up to where the model goes on, one unexpanded placeholder per image."""
+        template = self.processor.apply_chat_template
+        chat = template(list(prompt.messages), tokenize=False, add_generation_prompt=True)
+        return str(chat) + prompt.response_start
+
     @abstractmethod
     def encode(self, prompts: Sequence[Prompt]) -> list[EncodedPrompt]:
         """Token ids and image patches of each prompt.
@@ -117,8 +123,7 @@ class PolicyBackbone(ABC):
 
     def encode_text(self, prompt: Prompt) -> EncodedPrompt:
         """Token ids of a prompt whose messages have no image."""
-        text = self.processor.apply_chat_template(list(prompt.messages), tokenize=False, add_generation_prompt=True)
-        token_ids = torch.as_tensor(self.processor.tokenizer(text)["input_ids"])
+        token_ids = torch.as_tensor(self.processor.tokenizer(self.prompt_text(prompt))["input_ids"])
         return EncodedPrompt(token_ids, torch.zeros(0, 1), torch.zeros(0, 3, dtype=torch.int64))
 
     @abstractmethod

@@ -145,9 +145,7 @@ class Qwen25VL(PolicyBackbone):
         return cast("nn.Module", model)
 
     def encode(self, prompts: Sequence[Prompt]) -> list[EncodedPrompt]:
-        template = self.processor.apply_chat_template
-        texts = [template(list(p.messages), tokenize=False, add_generation_prompt=True) for p in prompts]
-        features = self.processor(text=texts, images=[[p.image] for p in prompts])
+        features = self.processor(text=[self.prompt_text(p) for p in prompts], images=[[p.image] for p in prompts])
         grids = torch.as_tensor(features["image_grid_thw"])
         patches = torch.as_tensor(features["pixel_values"]).split(grids.prod(dim=1).tolist())
         for prompt, grid in zip(prompts, grids.tolist(), strict=True):

@@ -109,6 +109,11 @@ class RolloutEngine(ABC):
         yield
 
     @property
+    def sampler(self) -> RolloutEngine:
+        """The engine that samples and is handed weights: itself, or what is beneath one that only steers another."""
+        return self
+
+    @property
     def holds_weights(self) -> bool:
         """Whether it samples with weights of its own, which have to be handed to it."""
         return False

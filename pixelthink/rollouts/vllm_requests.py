@@ -43,7 +43,7 @@ class ImagePrompt:
 
 def image_prompt(backbone: PolicyBackbone, prompt: Prompt) -> ImagePrompt:
     """What vLLM is sent of a prompt."""
-    text = backbone.processor.apply_chat_template(list(prompt.messages), tokenize=False, add_generation_prompt=True)
+    text = backbone.prompt_text(prompt)
     images = (prompt.image,) if image_parts(prompt) else ()
     return ImagePrompt(text, tuple(backbone.processor.tokenizer(text)["input_ids"]), images)
 

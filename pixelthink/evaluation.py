@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 import lightning as L
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 
 from pixelthink.answering import lost_prediction, segment_answers
 from pixelthink.components import resolved
+from pixelthink.judges.base import JUDGE_FAILURES, Judge, JudgedSample, Verdict
 from pixelthink.metrics.functional import ProtocolName, get_protocol
 from pixelthink.metrics.measured import Measured, measure
-from pixelthink.metrics.report import SegmentationReport
+from pixelthink.metrics.report import JudgedBy, SegmentationReport
 from pixelthink.parallel.peers import leave_peers, watch_peers
 from pixelthink.parallel.processes import Processes, gradient_norm, local
 from pixelthink.parallel.sharding import within
@@ -48,6 +51,8 @@ class EvaluationConfig:
             for Qwen2.5-VL-7B); without it there are none.
         token_budget: Mean reasoning tokens that answers may take; with it `giou_within_budget` is logged, for early
             stopping and the best checkpoint, see the function of that name.
+        judge: Who rates the reasoning when testing and validating, but not in the validations of a training; None asks
+            nobody.
     """
 
     protocol: ProtocolName = "segzero"
@@ -56,6 +61,7 @@ class EvaluationConfig:
     bootstrap_seed: int = 0
     model_billions: float | None = None
     token_budget: float | None = None
+    judge: Judge | None = None
 
     def __post_init__(self) -> None:
         if self.bootstrap_samples < 1:
@@ -98,14 +104,29 @@ class PolicyModule(L.LightningModule):
         self.weight_sync: WeightSync | None = None
         self.step_guard = StepGuard(max_skipped_steps)
         self._serving = ExitStack()
-        self.report = SegmentationReport(
-            evaluation.protocol, evaluation.bootstrap_samples, evaluation.bootstrap_seed, evaluation.model_billions
-        )
+        self.report = self._new_report()
         self.run_config: Mapping[str, Any] | None = None  # of the command line, for the header of results
         self.recorded: Mapping[str, Row] = {}  # rows of an interrupted run, which are not answered again
         self.measured: dict[str, Measured] = {}
         self.metrics: dict[str, float] = {}
+        self._verdicts: dict[str, Future[Verdict]] = {}
         self._occurred: set[str] = set()
+
+    def _new_report(self, judge: Judge | None = None) -> SegmentationReport:
+        how = self.evaluation
+        judged_by = JudgedBy(JUDGE_FAILURES, judge.metric_prefix) if judge is not None else None
+        return SegmentationReport(
+            how.protocol, how.bootstrap_samples, how.bootstrap_seed, how.model_billions, judged_by
+        )
+
+    @property
+    def judge(self) -> Judge | None:
+        """Who rates the reasoning in what is running now."""
+        running = self._trainer is not None and self.trainer.state.fn in (TrainerFn.TESTING, TrainerFn.VALIDATING)
+        return self.evaluation.judge if running else None
+
+    def configure_callbacks(self) -> list[Callback]:
+        return [] if self.evaluation.judge is None else [_StopsJudging(self.evaluation.judge)]
 
     def configure_model(self) -> None:
         """Loads the models and shards them where the strategy does; Lightning may call this more than once."""
@@ -166,6 +187,9 @@ class PolicyModule(L.LightningModule):
             self.rollout.setup(self.backbone, self.policy)
             self.weight_sync = WeightSync(self.rollout.sampler, self.backbone, self.policy, self.sync_config)
             self.segmenter.setup(str(self.device))
+            if self.judge is not None:
+                self.judge.setup()
+                self.report = self._new_report(self.judge).to(self.device)
             self._started = True
 
     def _start_evaluation(self) -> None:
@@ -226,10 +250,10 @@ class PolicyModule(L.LightningModule):
         return self.answer(batch)
 
     def on_validation_epoch_start(self) -> None:
-        self.measured = {}
+        self.measured, self._verdicts = {}, {}
 
     def on_test_epoch_start(self) -> None:
-        self.measured = {}
+        self.measured, self._verdicts = {}, {}
 
     def _measure(self, batch: PromptBatch) -> list[Prediction]:
         predictions = self.answer(batch)
@@ -238,7 +262,25 @@ class PolicyModule(L.LightningModule):
             if measured.id in self.measured:
                 raise ValueError(f"two samples have the id {measured.id!r}, so their results could not be told apart")
             self.measured[measured.id] = measured
+        if self.judge is not None:
+            futures = self.judge.submit([judged_sample(prediction) for prediction in predictions])
+            ids = [prediction.prompt.sample.id for prediction in predictions]
+            self._verdicts |= dict(zip(ids, futures, strict=True))
         return predictions
+
+    def _collect_verdicts(self) -> None:
+        """Waits for the judge; a sample that it did not rate keeps the reason."""
+        for name, future in self._verdicts.items():
+            verdict = future.result()
+            self.measured[name] = replace(
+                self.measured[name],
+                rscore=verdict.score,
+                judge_failure=verdict.failure,
+                judge_detail=verdict.detail,
+            )
+        if self._verdicts and self.judge is not None:
+            self.judge.close()
+        self._verdicts = {}
 
     def on_validation_end(self) -> None:
         self.rollout.sleep()
@@ -262,6 +304,7 @@ class PolicyModule(L.LightningModule):
 
     def _log_report(self, prefix: str) -> None:
         """Computes the metrics of all processes' samples, and sends them to logger and progress bar."""
+        self._collect_verdicts()
         self.report.update(list(self.measured.values()))
         self.metrics = self.report.compute()
         self.report.reset()
@@ -358,6 +401,23 @@ class PolicyModule(L.LightningModule):
                 )
 
 
+class _StopsJudging(Callback):
+    """Leaves a judge's waiting samples alone when a run fails, so that it can end."""
+
+    def __init__(self, judge: Judge) -> None:
+        self.judge = judge
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        self.judge.close()
+
+
+def judged_sample(prediction: Prediction) -> JudgedSample:
+    """What a judge is shown of a prediction."""
+    sample = prediction.prompt.sample
+    image = sample.image if sample.lost is None else None
+    return JudgedSample(sample.id, sample.question, prediction.answer.reasoning, sample.reasoning, image)
+
+
 def _is_curve(name: str) -> bool:
     """Whether a metric is worth a curve: overall any is, of a level only the headlines."""
     key, _, rest = name.partition("/")
@@ -387,7 +447,10 @@ def headline(evaluation: EvaluationConfig, values: Mapping[str, float]) -> str:
     causes = {name.partition("/")[2]: int(n) for name, n in values.items() if name.startswith("failures/")}
     failures = ", ".join(f"{cause} {n}" for cause, n in causes.items() if "/" not in cause) or "none"
     seed = f"95 % bootstrap, seed {evaluation.bootstrap_seed}"
+    judge = evaluation.judge
+    key = f"{judge.metric_prefix if judge is not None else ''}rscore"
+    rscore = f"{key} {values[key]:.2f} of {values[key.replace('rscore', 'rated')]:.0f} rated; " if key in values else ""
     return (
         f"protocol {evaluation.protocol}, N = {values['n']:.0f}: {', '.join(scores)} ({seed}); "
-        f"reasoning tokens {values['reasoning_tokens']:.1f}; failures: {failures}"
+        f"reasoning tokens {values['reasoning_tokens']:.1f}; {rscore}failures: {failures}"
     )

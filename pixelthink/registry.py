@@ -22,6 +22,7 @@ import pixelthink
 from pixelthink.data.base import SampleSource
 from pixelthink.data.prompts import PromptStyle
 from pixelthink.evaluation import PolicyModule
+from pixelthink.judges.base import Judge
 from pixelthink.policies.base import PolicyBackbone
 from pixelthink.policies.reference import Reference
 from pixelthink.rewards.base import LengthScore, Reward, RewardTerm
@@ -42,6 +43,7 @@ KINDS: dict[str, type] = {
     "reward term": RewardTerm,
     "length score": LengthScore,
     "segmenter": Segmenter,
+    "judge": Judge,
     "sample source": SampleSource,
     "prompt style": PromptStyle,
     "callback": Callback,

@@ -70,6 +70,7 @@ def sample_row(prediction: Prediction, measured: Measured | None, thumbnail: str
         "timings": asdict(prediction.timings),
         "rscore": None if measured is None else measured.rscore,
         "judge_failure": None if measured is None else measured.judge_failure,
+        "judge_detail": None if measured is None else measured.judge_detail,
     }
 
 

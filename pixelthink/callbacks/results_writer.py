@@ -121,16 +121,21 @@ class ResultsWriter(Callback):
         module.print(f"results: {folder}")
 
     def _metrics(self, module: PolicyModule) -> dict[str, Any]:
+        judge = module.evaluation.judge
+        judged = {} if judge is None else {"judge": {"name": type(judge).__name__, "note": judge.note}}
         return {
             "protocol": module.evaluation.protocol,
             "count": "expression",
+            **judged,
             **metrics_document(module.metrics),
         }
 
 
 def _rating(measured: Measured | None) -> Row:
     """What a judge has added to a row since its batch."""
-    return {} if measured is None else {"rscore": measured.rscore, "judge_failure": measured.judge_failure}
+    if measured is None:
+        return {}
+    return {name: getattr(measured, name) for name in ("rscore", "judge_failure", "judge_detail")}
 
 
 @contextmanager

@@ -28,6 +28,7 @@ class Measured:
         timings: Where the time went.
         rscore: A judge's rating of the reasoning, 0 to 10; None where there is none.
         judge_failure: Why the judge gave none, or None.
+        judge_detail: More about that, on one line, or None.
     """
 
     id: str
@@ -44,6 +45,7 @@ class Measured:
     timings: Timings = field(default=Timings())
     rscore: float | None = None
     judge_failure: str | None = None
+    judge_detail: str | None = None
 
 
 def measure(prediction: Prediction, protocol: Protocol) -> Measured:

@@ -6,6 +6,7 @@ import json
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from pixelthink.cli import main
 from pixelthink.geometry import decode_rle
+from pixelthink.metrics.functional import efficiency_scores
 from pixelthink.results import read_document, read_samples
+from tests.http_server import Server
 from tests.support import ROOT
 
 pytestmark = pytest.mark.slow
@@ -246,3 +249,50 @@ def test_a_folder_without_its_images_is_an_error(tmp_path: Path, scenes: Path, c
         main(["test", *faulty(tmp_path, scenes, "--data.test=tests.evaluation_parts.NoImages")])
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error == "pixelthink: error: not one of 2 images could be found: is their folder right?"
+
+
+def test_a_judge_that_times_out_is_counted_and_asked_again(whole: Path, tmp_path: Path) -> None:
+    late = {2: 1.5}
+
+    def answer(number: int, body: dict[str, Any]) -> tuple[int, dict[str, str], bytes]:
+        time.sleep(late.get(number, 0.0))
+        text = "no idea" if number == 4 else '{"score": 6}'
+        return 200, {}, json.dumps({"choices": [{"message": {"content": text}}]}).encode()
+
+    server = Server(answer)
+    options = {"server": server.url, "model": "m", "cache": f"{tmp_path}/cache.jsonl", "retries": 0, "timeout": 0.5}
+    judge = (
+        f"--model.evaluation.judge={{class_path: OpenAIJudge, init_args: {json.dumps(options | {'concurrency': 1})}}}"
+    )
+    try:
+        main(["test", *command(tmp_path, judge)])
+        metrics, rows = results(tmp_path)
+        main(["test", *command(tmp_path, judge)])
+    finally:
+        server.close()
+    assert [row["judge_failure"] for row in rows] == [None, None, "timeout", None, "unusable_answer", None, None]
+    assert metrics["judge_failures"] == {"timeout": 1, "unusable_answer": 1}
+    assert (metrics["n"], metrics["rated"], metrics["rscore_rated"]) == (7, 5, 6.0)
+    assert metrics["rscore"] == pytest.approx(6 * 5 / 7)
+    expected = efficiency_scores(metrics["reasoning_tokens"], 30 / 7, metrics["giou"], 0.0014)
+    assert (metrics["rst"], metrics["sat"], metrics["urss"]) == pytest.approx(expected, abs=1e-9)
+    assert metrics["judge"]["name"] == "OpenAIJudge"
+    assert metrics["giou"] == results(whole)[0]["giou"]
+    again, _ = results(tmp_path)
+    assert len(server.requests) == 7 + 2  # the two without a rating
+    assert (again["rscore"], again["rated"], "judge_failures" in again) == (6.0, 7, False)
+
+
+def test_the_reference_judge_says_that_it_is_no_rscore(tmp_path: Path) -> None:
+    main(
+        [
+            "test",
+            *command(tmp_path, "--model.evaluation.judge=ReferenceJudge", "--model.evaluation.judge.reference=brief"),
+        ]
+    )
+    metrics, rows = results(tmp_path)
+    assert metrics["reference_rscore"] == pytest.approx(np.mean([row["rscore"] for row in rows]))
+    assert 0 < metrics["reference_rscore"] < 10
+    assert {"reference_rst", "reference_urss", "sat"} <= metrics.keys()
+    assert not {"rscore", "rst", "urss"} & metrics.keys()
+    assert "NOT comparable with the paper" in metrics["judge"]["note"]

@@ -13,11 +13,11 @@ from tests.support import ROOT
 PACKAGE = ROOT / "pixelthink"
 FLOORS = (
     {"components", "jsonl", "checkpoint_io", "optim", "step_guard", "timing", "serving"},  # know nothing of the package
-    {"types", "parallel"},
+    {"types", "parallel", "chat"},
     {"geometry"},
     {"parsing"},
     {"failures"},
-    {"data", "policies", "rollouts", "rewards", "grpo", "segmenters", "metrics", "training_stats"},
+    {"data", "policies", "rollouts", "rewards", "grpo", "segmenters", "metrics", "judges", "training_stats"},
     {"answering"},
     {"results"},
     {"journal"},

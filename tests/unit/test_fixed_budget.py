@@ -127,17 +127,19 @@ def test_what_cannot_be() -> None:
         FixedBudget(150).generate(PromptBatch(()), GREEDY, 0)
 
 
-@pytest.mark.parametrize("path", sorted(ROOT.glob("configs/eval/*.yaml")), ids=lambda path: path.stem)
-def test_baselines_are_laid_over_a_run(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("run", ["tiny", "eval/tiny"])
+@pytest.mark.parametrize("baseline", ["brief", "no_thinking", "fixed_budget"])
+def test_baselines_are_laid_over_a_run(baseline: str, run: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     load_components()
-    cli = PixelThinkCLI(args=["--config", "configs/tiny.yaml", "--config", str(path)], run=False)
-    if path.stem == "brief":
+    configs = ["--config", f"configs/{run}.yaml", "--config", f"configs/eval/{baseline}.yaml"]
+    cli = PixelThinkCLI(args=configs, run=False)
+    if baseline == "brief":
         assert cli.datamodule.prompt.text("the cup").endswith(" be brief.")
     else:
         assert isinstance(cli.model.rollout, FixedBudget)
         assert isinstance(cli.model.rollout.engine, HFEngine)
-        assert cli.model.rollout.think_tokens == {"no_thinking": 0, "fixed_budget": 16}[path.stem]
+        assert cli.model.rollout.think_tokens == {"no_thinking": 0, "fixed_budget": 16}[baseline]
 
 
 @pytest.mark.parametrize("path", sorted(ROOT.glob("configs/segmenter/*.yaml")), ids=lambda path: path.stem)

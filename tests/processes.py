@@ -54,7 +54,7 @@ class Run:
         kind: "grpo", "sft", or "poisoned": GRPO whose last process has no finite loss in its second step.
         reward_kinds: Number of different rewards; few make flat groups.
         resume: Checkpoint to go on from.
-        save: Checkpoint to write at the end.
+        save: Checkpoint to write after the last batch, in the middle of an epoch.
         max_skipped_steps: As the module's.
         validate: Validate at the end, on 5 samples.
         export: Folder to export the policy to at the end.
@@ -123,13 +123,21 @@ class PoisonedModule(GRPOModule):
 
 
 class Recorder(Callback):
-    """Keeps the metrics of each step."""
+    """Keeps the metrics of each step, writes the checkpoint.
 
-    def __init__(self) -> None:
+    Args:
+        run: What is made.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
         self.steps: list[dict[str, float]] = []
 
     def on_train_batch_end(self, trainer: L.Trainer, *rest: Any, **named: Any) -> None:
         self.steps.append({name: float(v) for name, v in trainer.callback_metrics.items() if name in TRAINED})
+        if self.run.save is not None and len(self.steps) == self.run.steps:
+            trainer.save_checkpoint(self.run.save)
+            trainer.should_stop = True
 
 
 def module_of(run: Run) -> PolicyModule:
@@ -151,7 +159,7 @@ def module_of(run: Run) -> PolicyModule:
 def train(run: Run, devices: int = 1) -> Result:
     """Makes a run in this process, one of `devices`."""
     L.seed_everything(0, verbose=False)
-    module, recorder = module_of(run), Recorder()
+    module, recorder = module_of(run), Recorder(run)
     data = PromptData(
         train=ShapeScenes(size=40, seed=3),
         val=ShapeScenes(split="val", size=5) if run.validate else None,
@@ -167,7 +175,7 @@ def train(run: Run, devices: int = 1) -> Result:
         callbacks=[recorder] if run.export is None else [recorder, HFExport(run.export)],
         plugins=[AtomicCheckpointIO()],
         max_epochs=1,
-        limit_train_batches=run.steps,
+        limit_train_batches=run.steps if run.save is None else run.steps + 2,
         num_sanity_val_steps=0,
         logger=False,
         enable_checkpointing=False,
@@ -176,8 +184,6 @@ def train(run: Run, devices: int = 1) -> Result:
         use_distributed_sampler=False,
     )
     trainer.fit(module, data, ckpt_path=run.resume, weights_only=False)
-    if run.save is not None:
-        trainer.save_checkpoint(run.save)
     if dist.is_initialized():
         dist.barrier()  # another run may read what this one wrote
     assert module.policy is not None

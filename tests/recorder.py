@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -56,3 +57,25 @@ class StepRecorder(Callback):
         if trainer.is_global_zero:
             with Path(self.path).open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": trainer.global_step, "samples": self.ids, **row}) + "\n")
+
+
+class KillsLastProcess(Callback):
+    """Kills the last process of a run with SIGKILL while it samples, and writes down when.
+
+    Args:
+        step: Within this step, counted from 0; −1 for never.
+    """
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, *rest: Any) -> None:
+        if trainer.global_step != self.step or trainer.global_rank != trainer.world_size - 1:
+            return
+        folder = next(Path(c.path).parent for c in trainer.callbacks if isinstance(c, StepRecorder))  # type: ignore[attr-defined]
+
+        def die(*arguments: Any) -> None:
+            (folder / "killed").write_text(str(time.time()), encoding="utf-8")
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        pl_module.collect_logprobs = die

@@ -109,7 +109,7 @@ class FSDP2(ModelParallelStrategy):
         assert self.lightning_module is not None
         checkpoint = self.checkpoint_io.load_checkpoint(path, weights_only=weights_only)
         strict = StateDictOptions(full_state_dict=True, strict=self.lightning_module.strict_loading)
-        set_model_state_dict(self.model, checkpoint["state_dict"], options=strict)
+        set_model_state_dict(self.model, dict(checkpoint["state_dict"]), options=strict)  # it adds what is missing
         for optimizer, state in zip(self.optimizers, checkpoint.get("optimizer_states", []), strict=False):
             named = renamed(state, dict(enumerate(self._names(optimizer))))
             set_optimizer_state_dict(self.model, optimizer, named, options=StateDictOptions(full_state_dict=True))

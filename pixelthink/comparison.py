@@ -1,0 +1,213 @@
+"""Two runs on the same samples: what differs, how sure that is, and which samples got better or worse."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from pixelthink.finished_run import FinishedRun
+from pixelthink.geometry import decode_rle
+from pixelthink.metrics.functional import Protocol, ProtocolName, get_protocol, mask_counts, mask_ious
+from pixelthink.metrics.paired import Difference, paired_bootstrap
+from pixelthink.results import Row
+from pixelthink.types import LEVELS
+
+Subset = Literal["all", "common"]
+
+METRICS = ("giou", "ciou", "reasoning_tokens", "response_tokens", "parse_rate")
+SAME = 1e-9
+"""IoUs that differ by no more are equal."""
+
+
+@dataclass(frozen=True)
+class Scored:
+    """One sample of one run, under the comparison's protocol."""
+
+    row: Row
+    intersection: int
+    union: int
+    iou: float
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One sample in both runs."""
+
+    a: Scored
+    b: Scored
+
+    @property
+    def gain(self) -> float:
+        """IoU of the second run minus that of the first."""
+        return self.b.iou - self.a.iou
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two runs, compared.
+
+    Attributes:
+        a: The first run.
+        b: The second.
+        protocol: Under which both were scored.
+        subset: "all": they have the same samples; "common": those that both have were compared.
+        pairs: The samples, in the first run's order.
+        differences: "all" and each level that occurs → metric → difference.
+        resamples: Resamples of the bootstrap.
+        seed: Its seed.
+    """
+
+    a: FinishedRun
+    b: FinishedRun
+    protocol: str
+    subset: Subset
+    pairs: tuple[Pair, ...]
+    differences: dict[str, dict[str, Difference]]
+    resamples: int
+    seed: int
+
+    def changed(self) -> list[Pair]:
+        """Samples whose IoU differs, the greatest gain first."""
+        return sorted((pair for pair in self.pairs if abs(pair.gain) > SAME), key=lambda p: (-p.gain, p.a.row["id"]))
+
+
+def compare(
+    a: FinishedRun,
+    b: FinishedRun,
+    *,
+    subset: Subset = "all",
+    protocol: ProtocolName | None = None,
+    resamples: int = 10_000,
+    seed: int = 0,
+) -> Comparison:
+    """Compares two evaluations of the same samples.
+
+    Args:
+        a: The first run.
+        b: The second.
+        subset: "common" compares the samples that both have, where one has others too.
+        protocol: Scores both runs' masks anew, under this protocol; by default, both must have been scored alike.
+        resamples: Resamples of the bootstrap.
+        seed: Its seed.
+
+    Raises:
+        ValueError: runs that cannot be compared: of different protocols, or samples, or questions, targets or levels of
+            a sample; or without known targets. One line that says which.
+    """
+    name = protocol or _common_protocol(a, b)
+    pairs = [_scored_pair(x, y, get_protocol(name)) for x, y in _paired_rows(a, b, subset)]
+    levels = {"all": pairs} | {level: [pair for pair in pairs if pair.a.row["level"] == level] for level in LEVELS}
+    differences = {level: _differences(of_level, resamples, seed) for level, of_level in levels.items() if of_level}
+    return Comparison(a, b, name, subset, tuple(pairs), differences, resamples, seed)
+
+
+def comparison_document(comparison: Comparison) -> dict[str, Any]:
+    """The comparison as JSON: differences by level, and every sample whose IoU changed, the greatest gain first."""
+    changed = comparison.changed()
+    runs = {key: _run_document(run) for key, run in (("a", comparison.a), ("b", comparison.b))}
+    return {
+        **runs,
+        "protocol": comparison.protocol,
+        "subset": comparison.subset,
+        "n": {level: _number(comparison.pairs, level) for level in comparison.differences},
+        "bootstrap": {"samples": comparison.resamples, "seed": comparison.seed},
+        "differences": {
+            level: {metric: asdict(difference) for metric, difference in of_level.items()}
+            for level, of_level in comparison.differences.items()
+        },
+        "better": sum(pair.gain > 0 for pair in changed),
+        "worse": sum(pair.gain < 0 for pair in changed),
+        "same": len(comparison.pairs) - len(changed),
+        "changed": [_pair_document(pair) for pair in changed],
+    }
+
+
+def _run_document(run: FinishedRun) -> dict[str, Any]:
+    return {"folder": str(run.folder), **{key: run.header.get(key) for key in ("policy", "checkpoint", "protocol")}}
+
+
+def _pair_document(pair: Pair) -> dict[str, Any]:
+    both = (("a", pair.a), ("b", pair.b))
+    return {
+        **{key: pair.a.row[key] for key in ("id", "question", "level")},
+        "gain": pair.gain,
+        **{f"iou_{run}": scored.iou for run, scored in both},
+        **{f"reasoning_tokens_{run}": scored.row["reasoning_tokens"] for run, scored in both},
+        **{f"failure_{run}": scored.row["failure"] for run, scored in both},
+    }
+
+
+def _number(pairs: Iterable[Pair], level: str) -> int:
+    return sum(level in ("all", pair.a.row["level"]) for pair in pairs)
+
+
+def _common_protocol(a: FinishedRun, b: FinishedRun) -> str:
+    names = [run.header.get("protocol") or run.metrics.get("protocol") for run in (a, b)]
+    if names[0] != names[1] or names[0] is None:
+        raise ValueError(
+            f"{a.folder} was scored under {names[0] or 'no protocol'}, {b.folder} under {names[1] or 'no protocol'}; "
+            "with --protocol, both are scored anew under one"
+        )
+    return names[0]
+
+
+def _paired_rows(a: FinishedRun, b: FinishedRun, subset: Subset) -> list[tuple[Row, Row]]:
+    """The rows of the samples to compare, with what must be equal checked."""
+    of_b = {row["id"]: row for row in b.rows}
+    common = [(row, of_b[row["id"]]) for row in a.rows if row["id"] in of_b]
+    if not common:
+        raise ValueError(f"{a.folder} and {b.folder} have no sample in common")
+    if subset == "all" and (len(common) < len(a.rows) or len(common) < len(b.rows)):
+        raise ValueError(
+            f"{a.folder} and {b.folder} have {len(common)} samples in common, but {len(a.rows) - len(common)} and "
+            f"{len(b.rows) - len(common)} of their own; --subset=common compares the former"
+        )
+    for row, other in common:
+        known = [key for key in ("question", "target", "ignore") if not _lost(row) and not _lost(other)]
+        for key in [*known, "level"]:
+            if row.get(key) != other.get(key) and not (key == "level" and (_lost(row) or _lost(other))):
+                raise ValueError(f"sample {row['id']!r} has another {key} in {b.folder} than in {a.folder}")
+    return common
+
+
+def _lost(row: Row) -> bool:
+    return row["prediction"] is None
+
+
+def _scored_pair(a: Row, b: Row, protocol: Protocol) -> Pair:
+    return Pair(_scored(a, protocol), _scored(b, protocol))
+
+
+def _scored(row: Row, protocol: Protocol) -> Scored:
+    """Scores a row's masks as the evaluation does: a failure has IoU 0, a lost image no pixels."""
+    if _lost(row):
+        return Scored(row, 0, 0, 0.0)
+    if row["target"] is None:
+        raise ValueError(f"sample {row['id']!r} has no target, so its answers cannot be compared")
+    ignore = None if row.get("ignore") is None else decode_rle(row["ignore"])
+    shared, joined = mask_counts(decode_rle(row["prediction"]), decode_rle(row["target"]), ignore, protocol)
+    iou = 0.0 if row["failure"] is not None else float(mask_ious([shared], [joined], protocol)[0])
+    return Scored(row, shared, joined, iou)
+
+
+def _differences(pairs: Sequence[Pair], resamples: int, seed: int) -> dict[str, Difference]:
+    found: dict[str, Difference] = {}
+    for metric in METRICS:
+        a, a_weights = _values(metric, [pair.a for pair in pairs])
+        b, b_weights = _values(metric, [pair.b for pair in pairs])
+        found[metric] = paired_bootstrap(a, b, a_weights, b_weights, samples=resamples, seed=seed)
+    return found
+
+
+def _values(metric: str, scored: Sequence[Scored]) -> tuple[np.ndarray, np.ndarray | None]:
+    """Values of a metric and, where it is a ratio of sums, its denominators."""
+    if metric == "giou":
+        return np.array([s.iou for s in scored]), None
+    if metric == "ciou":
+        return np.array([s.intersection for s in scored]), np.array([s.union for s in scored])
+    if metric == "parse_rate":
+        return np.array([float(s.row["failure"] is None) for s in scored]), None
+    return np.array([float(s.row[metric]) for s in scored]), None

@@ -48,7 +48,7 @@ class Server:
         """Starts it without waiting."""
         command = [
             *(sys.executable, "-m", "pixelthink.serving", "--model", str(self.model), "--port", str(self.port)),
-            *("--weights_folder", str(self.weights_folder), "--dtype", "float32", "--max_model_len", "512"),
+            *("--weights_folder", str(self.weights_folder), "--dtype", "float32", "--max_model_len", "1024"),
             *("--enforce_eager", "true", "--max_body_mb", "2", "--vllm_args", "[--max-num-seqs=64]"),
         ]
         environment = {**os.environ, KEY_VARIABLE: KEY, "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1"}

@@ -24,6 +24,7 @@ STOP_SECONDS = 20.0
 def command(options: ServeOptions, socket: Path) -> list[str]:
     """vLLM's command line. The `vllm` program itself does not start where a CPU build goes by another name."""
     images = json.dumps({"image": options.images_per_prompt, "video": 0})
+    schema = json.dumps({"backend": "xgrammar", "disable_any_whitespace": True})  # small models go on with blanks
     optional = {
         "--max-model-len": options.max_model_len,
         "--weight-transfer-config": json.dumps({"backend": "nccl"}) if options.nccl else None,
@@ -33,6 +34,7 @@ def command(options: ServeOptions, socket: Path) -> list[str]:
         *("--model", options.model, "--served-model-name", options.served_model_name, "--dtype", options.dtype),
         *("--load-format", "safetensors"),  # never pickles
         *("--worker-extension-cls", "pixelthink.rollouts.vllm_worker.PolicyWeights"),
+        *("--structured-outputs-config", schema),
         *("--generation-config", "vllm", "--logprobs-mode", "raw_logprobs"),
         *("--limit-mm-per-prompt", images, "--tensor-parallel-size", str(options.tensor_parallel_size)),
         *("--gpu-memory-utilization", str(options.gpu_memory_utilization)),

@@ -51,6 +51,7 @@ EXPECTED_WARNINGS = (
     r"Using ModelCheckpoint with manual optimization",  # checkpoints shall hold the state after the step
     r"It is recommended to use `self\.log\(.*sync_dist=True",  # metrics sync themselves before they are logged
     r"Total length of `list` across ranks is zero",  # a run without validation
+    r".*is set, but there is no last checkpoint available",  # the module says so, or refuses
 )
 """Lightning's warnings about what this package does on purpose."""
 

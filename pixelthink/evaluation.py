@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, cast
 
 import lightning as L
@@ -161,7 +162,22 @@ class PolicyModule(L.LightningModule):
                 f"data.coordinates is {coordinates!r} but {type(self.backbone).__name__} answers in "
                 f"{self.backbone.convention!r}"
             )
+        self._check_last_checkpoint(stage)
         watch_peers(self.trainer.strategy)
+
+    def _check_last_checkpoint(self, stage: str) -> None:
+        """Where `--ckpt_path last` finds no checkpoint, a training says that it begins, anything else is refused."""
+        if (self.run_config or {}).get("ckpt_path") != "last":
+            return
+        folders = [str(f) for saver in self.trainer.checkpoint_callbacks if (f := getattr(saver, "dirpath", None))]
+        if any("://" in folder or any(Path(folder).glob("last*.ckpt")) for folder in folders):
+            return
+        missing = (
+            f"--ckpt_path last: there is no last checkpoint in {' or '.join(folders) or 'the folder of any callback'}"
+        )
+        if stage != "fit":
+            raise FileNotFoundError(f"{missing}; name the file, or leave the option out to take the policy as it is")
+        self.print(f"pixelthink: {missing} yet, so this training begins at its beginning")
 
     def teardown(self, stage: str) -> None:
         leave_peers()

@@ -97,6 +97,11 @@ class GRPOModule(PolicyModule):
 
     def setup(self, stage: str) -> None:
         super().setup(stage)
+        if stage == "fit" and self.answer_style != self.reward.answer_style:
+            raise ValueError(
+                f"data.prompt asks for answers in style {self.answer_style!r}, but model.reward, a "
+                f"{type(self.reward).__name__}, reads {self.reward.answer_style!r}: every answer would fail"
+            )
         if self.sample_ahead and stage == "fit":
             self._check_sampling_ahead()
             cast("Any", self.trainer).datamodule.look_ahead = True

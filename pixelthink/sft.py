@@ -104,6 +104,13 @@ class SFTModule(PolicyModule):
         self.micro_batch_size = micro_batch_size
         self.max_grad_norm = max_grad_norm
 
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        asked = {recipe.prompt.answer_style for recipe in self.recipes if recipe.prompt is not None}
+        asked |= {self.answer_style for recipe in self.recipes if recipe.prompt is None}
+        if stage == "fit" and asked != {"single"}:
+            raise ValueError("sft: the prompt asks for several objects, but recipes teach the answer with one box")
+
     def configure_optimizers(self) -> Any:
         return with_schedule(self.optimizer_factory(list(self.trainable_parameters())), self.scheduler_factory)
 

@@ -3,8 +3,12 @@
     python tools/score_masks.py --protocol segzero --input IN.jsonl
 
 A row of the input holds `id`, `prediction`, `target` and, where there is one, `ignore`; masks are COCO RLE,
-`{"size": [H, W], "counts": …}`. Prints one JSON object: `protocol`, `n`, `giou` and `ciou` in 0 to 1, and their 95 %
-bootstrap intervals `giou_ci95` and `ciou_ci95`, each `[low, high]`.
+`{"size": [H, W], "counts": …}`. It may hold `difficulty`, 1 to 10, and `failure`, why there is no answer: such a row
+scores 0, whatever its masks, which may be null then. The `samples.jsonl` of an evaluation is such a file.
+
+Prints one JSON object: `protocol`, `n`, `giou` and `ciou` in 0 to 1, and their 95 % bootstrap intervals `giou_ci95` and
+`ciou_ci95`, each `[low, high]`; `bootstrap`, their resamples and seed; `failures`, the number of rows by cause; and
+`levels`, the same five numbers of the easy (difficulty below 3.5), medium and hard (5.0 and more) rows, if any.
 
 Whatever is wrong is one line on standard error, `FILE:ROW: why` where it is a row, with exit code 2.
 """
@@ -13,11 +17,15 @@ from __future__ import annotations
 
 import json
 import sys
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from jsonargparse import ArgumentError, ArgumentParser
 
+from pixelthink.data.checks import check_difficulty
 from pixelthink.geometry import decode_rle
 from pixelthink.jsonl import read_rows, row_error
 from pixelthink.metrics.functional import (
@@ -25,11 +33,12 @@ from pixelthink.metrics.functional import (
     ProtocolName,
     bootstrap_interval,
     ciou,
+    exact_mean,
     get_protocol,
-    giou,
     mask_counts,
     mask_ious,
 )
+from pixelthink.types import LEVELS, Level, difficulty_level
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -60,29 +69,59 @@ def build_parser() -> ArgumentParser:
     return parser
 
 
+@dataclass(frozen=True)
+class ScoredRow:
+    """What a row comes to.
+
+    Attributes:
+        intersection: Pixels.
+        union: Pixels.
+        iou: In 0 to 1; 0 where the row has a failure.
+        failure: Why there is no answer, or None.
+        level: Level of its difficulty, or None.
+    """
+
+    intersection: int
+    union: int
+    iou: float
+    failure: str | None
+    level: Level | None
+
+
 def score(path: str, protocol: Protocol, samples: int, seed: int) -> dict[str, Any]:
     """The object to print.
 
     Raises:
         ValueError: if a row cannot be scored, `FILE:ROW: why`, or there is none.
     """
-    counts = list(read_counts(path, protocol))
-    if not counts:
+    rows = list(read_scored(path, protocol))
+    if not rows:
         raise ValueError(f"{path}: no rows")
-    shared, joined = [i for i, _ in counts], [u for _, u in counts]
-    ious = mask_ious(shared, joined, protocol)
+    by_level = {level: [row for row in rows if row.level == level] for level in LEVELS}
     return {
         "protocol": protocol.name,
-        "n": len(counts),
-        "giou": giou(shared, joined, protocol),
+        **scores(rows, protocol, samples, seed),
+        "bootstrap": {"samples": samples, "seed": seed},
+        "failures": dict(Counter(row.failure for row in rows if row.failure is not None)),
+        "levels": {level: scores(found, protocol, samples, seed) for level, found in by_level.items() if found},
+    }
+
+
+def scores(rows: Sequence[ScoredRow], protocol: Protocol, samples: int, seed: int) -> dict[str, Any]:
+    """`n`, `giou`, `ciou` and their intervals."""
+    shared, joined = [row.intersection for row in rows], [row.union for row in rows]
+    ious = [row.iou for row in rows]
+    return {
+        "n": len(rows),
+        "giou": exact_mean(ious),
         "ciou": ciou(shared, joined, protocol),
         "giou_ci95": bootstrap_interval(ious, samples=samples, seed=seed),
         "ciou_ci95": bootstrap_interval(shared, joined, samples=samples, seed=seed),
     }
 
 
-def read_counts(path: str, protocol: Protocol) -> Iterator[tuple[int, int]]:
-    """Yields the intersection and union of each row."""
+def read_scored(path: str, protocol: Protocol) -> Iterator[ScoredRow]:
+    """Yields what each row comes to."""
     first_seen: dict[str, int] = {}
     for number, row in read_rows(path):
         try:
@@ -90,10 +129,30 @@ def read_counts(path: str, protocol: Protocol) -> Iterator[tuple[int, int]]:
             if name in first_seen:
                 raise ValueError(f"id {row['id']!r} occurs already in row {first_seen[name]}")
             first_seen[name] = number
-            ignore = None if row.get("ignore") is None else read_mask(row, "ignore")
-            yield mask_counts(read_mask(row, "prediction"), read_mask(row, "target"), ignore, protocol)
+            yield scored_row(row, protocol)
         except ValueError as error:
             raise row_error(path, number, error) from None
+
+
+def scored_row(row: Mapping[str, Any], protocol: Protocol) -> ScoredRow:
+    """What a row comes to; a failure is I = 0 and U = |target|, or 0 where the target is unknown as well.
+
+    Raises:
+        ValueError: something is missing or of the wrong kind.
+    """
+    failure, difficulty = row.get("failure"), row.get("difficulty")
+    if failure is not None and not isinstance(failure, str):
+        raise ValueError("'failure' must be the name of a cause, or null")
+    level = None if difficulty is None else difficulty_level(check_difficulty(difficulty, "the row"))
+    if failure is not None and row.get("target") is None:
+        return ScoredRow(0, 0, 0.0, failure, level)
+    target = read_mask(row, "target")
+    ignore = None if row.get("ignore") is None else read_mask(row, "ignore")
+    found = read_mask(row, "prediction") if failure is None else np.zeros_like(target)
+    shared, joined = mask_counts(found, target, ignore, protocol)
+    if failure is not None:
+        return ScoredRow(0, joined, 0.0, failure, level)
+    return ScoredRow(shared, joined, float(mask_ious([shared], [joined], protocol)[0]), None, level)
 
 
 def row_id(row: Mapping[str, Any]) -> str:

@@ -14,7 +14,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from pixelthink.cli import DEFAULT_CONFIG, main, with_default_config
 from pixelthink.geometry import decode_rle
-from tests.support import ROOT, tiny_run
+from tests.support import ROOT, callbacks, tiny_run
 
 Run = tuple[Path, EventAccumulator]
 
@@ -236,3 +236,46 @@ def test_errors_take_one_line_and_name_the_option(options, message, capsys, tmp_
     line = error_line(capsys, "fit", *base, *options)
     assert line.startswith(f"pixelthink: error: {message}")
     assert len(line) < 400
+
+
+@pytest.mark.slow
+def test_last_without_a_checkpoint(tmp_path: Path, tiny_policy_path: Path, capsys) -> None:
+    run = (*tiny_run(tmp_path, tiny_policy_path), "--ckpt_path=last")
+    for subcommand in ("test", "validate", "predict"):
+        error = error_line(capsys, subcommand, *run)
+        assert f"--ckpt_path last: there is no last checkpoint in {tmp_path}/checkpoints; name the file" in error
+    main(["fit", *run])
+    output = capsys.readouterr()
+    notice = f"pixelthink: --ckpt_path last: there is no last checkpoint in {tmp_path}/checkpoints yet, so"
+    assert output.out.count(notice) == 1
+    assert "no last checkpoint available" not in output.err
+    writer = f"{{class_path: ResultsWriter, init_args: {{path: {tmp_path}/out}}}}"
+    main(["test", *run, f"--trainer.callbacks={callbacks(tmp_path)[:-1]}, {writer}]"])  # now there is one
+    assert "protocol segzero, N = 4" in capsys.readouterr().out
+    header = json.loads((tmp_path / "out/run.json").read_text(encoding="utf-8"))
+    assert header["checkpoint"] == str(tmp_path / "checkpoints/last.ckpt")
+
+
+@pytest.mark.slow
+def test_the_progress_bar_shows_reward_length_and_giou(tmp_path: Path, tiny_policy_path: Path, capsys) -> None:
+    options = ("--trainer.enable_progress_bar=true", "--trainer.callbacks=TQDMProgressBar")
+    main(["fit", *tiny_run(tmp_path, tiny_policy_path), *options])
+    shown = capsys.readouterr()
+    last = (shown.out + shown.err).replace("\n", "\r").split("\r")
+    bars = [line for line in last if "reward=" in line and "gIoU=" in line]
+    assert bars
+    numbers = dict(part.split("=") for part in bars[-1].rstrip("]").split(", ") if "=" in part)
+    assert 0 <= float(numbers["reward"]) <= 5
+    assert float(numbers["think_tokens"]) >= 0
+    assert 0 <= float(numbers["gIoU"]) <= 1
+
+
+@pytest.mark.parametrize(
+    "options",
+    [("--model.reward=VisionReasonerReward",), ("--data.prompt=VisionReasonerPrompt",)],
+    ids=["reward", "prompt"],
+)
+def test_a_reward_that_reads_other_answers_than_the_prompt(options, tmp_path, tiny_policy_path, capsys) -> None:
+    error = error_line(capsys, "fit", *tiny_run(tmp_path, tiny_policy_path), *options)
+    assert "data.prompt asks for answers in style" in error
+    assert "every answer would fail" in error

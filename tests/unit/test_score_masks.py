@@ -61,6 +61,28 @@ def test_by_hand_without_ignore(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert results["lens"]["ciou"] == results["segzero"]["ciou"] == pytest.approx(1 / 3)
 
 
+def test_failures_and_levels(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    empty = {"size": [1, 4], "counts": [4]}
+    rows = [
+        {"id": 1, "prediction": ONE, "target": TWO, "difficulty": 2.0},  # 1 of 3
+        {"id": 2, "prediction": TWO, "target": TWO, "difficulty": 5.0},  # 2 of 2
+        {"id": 3, "prediction": TWO, "target": TWO, "difficulty": 3.4, "failure": "no_json"},  # 0 of 2
+        {"id": 4, "prediction": empty, "target": empty, "failure": "no_json"},  # 0, though both are empty
+        {"id": 5, "prediction": None, "target": None, "failure": "image_lost"},
+    ]
+    path = lines(tmp_path / "in.jsonl", *rows)
+    result = json.loads(run(capsys, "--protocol", "lens", "--input", path)[1])
+    assert (result["n"], result["failures"]) == (5, {"no_json": 2, "image_lost": 1})
+    assert result["giou"] == pytest.approx((1 / 3 + 1) / 5)
+    assert result["ciou"] == pytest.approx(3 / 7)
+    assert result["bootstrap"] == {"samples": 2000, "seed": 0}
+    assert set(result["levels"]) == {"easy", "hard"}
+    easy = result["levels"]["easy"]
+    assert (easy["n"], easy["giou"], easy["ciou"]) == (2, pytest.approx(1 / 6), pytest.approx(1 / 5))
+    assert easy["giou_ci95"] == [0.0, pytest.approx(1 / 3)]
+    assert result["levels"]["hard"]["giou_ci95"] == [1.0, 1.0]
+
+
 GOOD = {"id": "a", "prediction": ONE, "target": TWO}
 
 
@@ -72,6 +94,9 @@ GOOD = {"id": "a", "prediction": ONE, "target": TWO}
         ({"id": "b", "prediction": ONE, "target": ONE, "ignore": TALL}, "in.jsonl:2: ignore is 4×1"),
         ({"id": "b", "prediction": ONE}, "in.jsonl:2: no 'target'"),
         ({"prediction": ONE, "target": ONE}, "in.jsonl:2: no 'id'"),
+        ({"id": "b", "prediction": ONE, "target": ONE, "failure": 3}, "in.jsonl:2: 'failure' must be the name"),
+        ({"id": "b", "prediction": ONE, "target": ONE, "difficulty": 11}, "in.jsonl:2: the row: difficulty must be"),
+        ({"id": "b", "prediction": None, "target": ONE}, "in.jsonl:2: no 'prediction'"),
         ({"id": "b", "prediction": {"size": [1, 4], "counts": [5]}, "target": ONE}, "in.jsonl:2: prediction: RLE runs"),
         ({"id": "b", "prediction": ONE, "target": {"size": [1, 4], "counts": "~~"}}, "in.jsonl:2: target: RLE"),
         ("{", "in.jsonl:2: not JSON"),

@@ -51,10 +51,8 @@ lint: $(STAMP) ## ruff and mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-tiny-policy: $(STAMP) ## make assets/tiny_policy anew from nothing (1,500 steps, see docs/shape_scenes.md)
+tiny-policy: $(STAMP) ## cold-start a policy from nothing into runs/tiny_sft/policy (1,100 steps, see docs/shape_scenes.md)
 	$(BIN)/python -m pixelthink fit --config configs/tiny_sft.yaml
-	rm -rf assets/tiny_policy
-	cp -r runs/tiny_sft/policy assets/tiny_policy
 
 table: $(STAMP) ## train with three rewards from three seeds and print docs/results.md's table (nine runs)
 	$(BIN)/python benchmarks/compare_rewards.py

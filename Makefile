@@ -9,7 +9,7 @@ VLLM   := $(VENV)/.vllm
 EXTRAS := $(VENV)/.extras
 
 .DEFAULT_GOAL := help
-.PHONY: help setup vllm extras demo test test-fast lint tiny-policy table clean
+.PHONY: help setup vllm extras browser demo test test-fast lint tiny-policy table clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -37,11 +37,17 @@ vllm: $(VLLM) ## add vLLM's CPU build (machines with a GPU: pip install 'pixelth
 
 extras: $(EXTRAS) ## add SAM2, LoRA (peft) and bitsandbytes
 
+# the report's page is tested in a real browser; where none can be installed, those tests say that they were skipped
+browser:
+	@command -v chromium > /dev/null || { test "$$(id -u)" = 0 && command -v apt-get > /dev/null \
+		&& apt-get update -qq && apt-get install -y -qq chromium > /dev/null; } \
+		|| echo "chromium is not installed: the tests of the report's page will be skipped"
+
 demo: $(STAMP) ## train the tiny policy on this machine's CPU and print before → after
 	$(BIN)/python tools/demo.py --config configs/tiny.yaml
 
-test: $(VLLM) $(EXTRAS) lint ## set everything up, check style and types, run all tests
-	$(BIN)/python -m pytest
+test: $(VLLM) $(EXTRAS) browser lint ## set everything up, check style and types, run all tests
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 test-fast: $(STAMP) ## run the tests that take seconds
 	$(BIN)/python -m pytest -m 'not slow'

@@ -30,12 +30,14 @@ setup(
         "datasets>=3",
         "pyarrow>=16",
         "tqdm>=4.60",
+        "httpx>=0.27",
+        "safetensors>=0.4",
     ],
     extras_require={
         "vllm": ["vllm>=0.32"],
         "sam2": ["sam2>=1.1"],
         "peft": ["peft>=0.18"],
         "bitsandbytes": ["bitsandbytes>=0.48"],
-        "dev": ["pytest>=8", "hypothesis>=6.100", "ruff>=0.12", "mypy>=1.15"],
+        "dev": ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100", "ruff>=0.12", "mypy>=1.15", "playwright>=1.49"],
     },
 )

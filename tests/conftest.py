@@ -22,6 +22,13 @@ if TYPE_CHECKING:
 torch.set_num_threads(1)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With several workers (`-n 2 --dist loadgroup`), a file's tests share one, and so do all that ask the servers."""
+    for item in items:
+        asks_servers = "rollout_servers" in getattr(item, "fixturenames", ())
+        item.add_marker(pytest.mark.xdist_group("servers" if asks_servers else item.nodeid.split("::")[0]))
+
+
 TINY_SIZES = {"hidden_size": 64, "layers": 2, "intermediate_size": 96, "vision_hidden_size": 32, "vision_layers": 2}
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from pixelthink.answering import segmentation_request
+from pixelthink.answering import answered_objects, segmentation_request
 from pixelthink.rewards.base import RewardTerm
 from pixelthink.segmenters.base import SegmentationRequest, Segmenter
 from pixelthink.types import Prompt, ScoringCase
@@ -63,7 +63,7 @@ class MaskIoU(RewardTerm):
         for portion in portions(requests):
             for mask in make(portion):
                 prompt, case = prompts[len(found)], cases[len(found)]
-                usable = case.answer.failure is None
+                usable = answered_objects(prompt, case.answer).failure is None
                 found.append(soft_iou(mask, prompt.sample.mask, prompt.sample.ignore) if usable else 0.0)
         return found
 

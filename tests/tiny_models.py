@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from pixelthink.policies.base import EncodedPrompt
 from pixelthink.policies.qwen3_vl import Qwen3VL
 from pixelthink.policies.qwen_vl import Qwen25VL
+from pixelthink.policies.tiny import FreshTinyQwen25VL
 
 IMAGE_TOKEN, VOCABULARY = 90, 97
 FAMILIES = ("qwen2.5", "qwen3")
@@ -25,6 +27,22 @@ TEXT = {
     "pad_token_id": 95,
 }
 IDS = {"image_token_id": IMAGE_TOKEN, "video_token_id": 91, "vision_start_token_id": 92, "vision_end_token_id": 93}
+
+TINY_SIZES: dict[str, Any] = {
+    "hidden_size": 64,
+    "layers": 2,
+    "intermediate_size": 96,
+    "vision_hidden_size": 32,
+    "vision_layers": 2,
+}
+"""Sizes of policies on disk."""
+
+
+def save_tiny(backbone: FreshTinyQwen25VL, folder: Path) -> Path:
+    """Writes a fresh policy to an existing folder and returns it."""
+    backbone.setup()
+    backbone.save(backbone.load_model(), folder)
+    return folder
 
 
 def tiny_model(family: str, seed: int = 0, tied: bool = True, **options: Any) -> tuple[Qwen25VL, Any]:

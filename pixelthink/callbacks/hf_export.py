@@ -33,7 +33,7 @@ class HFExport(Callback):
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Refuses what could not be exported, before training and not after it."""
-        if self.what == "adapter" and isinstance(pl_module, PolicyModule) and not pl_module.backbone.has_adapter:
+        if self.what == "adapter" and isinstance(pl_module, PolicyModule) and not pl_module.backbone.adapter_rank:
             raise ValueError("HFExport: what is 'adapter', but the policy has none; set model.policy.adapter")
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

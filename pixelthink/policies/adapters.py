@@ -117,6 +117,16 @@ def _load_weights(model: Any, lora: LoRA, folder: Path) -> None:
         parameter.data.copy_(saved[name])
 
 
+def write_adapter(model: Any, folder: Path) -> None:
+    """Writes the adapter in peft's format, sharded weights gathered."""
+    from safetensors.torch import save_file
+
+    named = {n: whole(p) for n, p in model.named_parameters() if is_adapter_weight(n)}
+    weights = {f"{PREFIX}{n.replace(f'.{ADAPTER}.', '.')}": weight.cpu().contiguous() for n, weight in named.items()}
+    save_file(weights, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    model.peft_config[ADAPTER].save_pretrained(folder)
+
+
 def is_adapter_weight(name: str) -> bool:
     """Whether a parameter of this name belongs to an adapter."""
     return f".lora_A.{ADAPTER}." in name or f".lora_B.{ADAPTER}." in name

@@ -225,9 +225,25 @@ class PolicyBackbone(ABC):
         self.processor.save_pretrained(folder)
 
     @property
-    def has_adapter(self) -> bool:
-        """Whether an adapter is trained and not the weights themselves."""
-        return False
+    def adapter_rank(self) -> int:
+        """Rank of the low-rank adapter that is trained; 0 where the weights themselves are."""
+        return 0
+
+    def base_weights(self, model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+        """As `sync_weights`, without the adapter's part."""
+        return self.sync_weights(model)
+
+    def write_adapter(self, model: nn.Module, folder: Path) -> None:
+        """Writes the adapter alone, in peft's format; gathers sharded weights, so that every process has to call it.
+
+        Args:
+            model: What `load_model` gave.
+            folder: An existing folder.
+
+        Raises:
+            ValueError: the policy has no adapter; one line.
+        """
+        raise ValueError("there is no adapter to write: model.policy.adapter is not set")
 
     def checkpointed(self, model: nn.Module) -> set[str]:
         """Names of those weights that a checkpoint has to hold; what is not trained can be loaded from where it was."""
@@ -246,8 +262,9 @@ class PolicyBackbone(ABC):
             ValueError: the policy has no adapter to write; one line.
         """
         if what == "adapter":
-            raise ValueError(f"there is no adapter to export: {type(self).__name__} has none")
-        cast("Any", model).save_pretrained(folder)
+            self.write_adapter(model, folder)
+        else:
+            cast("Any", model).save_pretrained(folder)
         self.processor.save_pretrained(folder)
 
     def count_tokens(self, text: str) -> int:

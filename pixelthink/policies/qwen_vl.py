@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from pixelthink.geometry import AnswerConvention
-from pixelthink.policies.adapters import LoRA, add_adapter, base_weights, is_adapter_weight
+from pixelthink.policies.adapters import LoRA, add_adapter, base_weights, is_adapter_weight, write_adapter
 from pixelthink.policies.attention import use_segments
 from pixelthink.policies.base import EncodedPrompt, PolicyBackbone, Prefill, TokenScores
 from pixelthink.policies.loading import check_family, clear_errors, require_checkpoint
@@ -217,6 +217,11 @@ class Qwen25VL(PolicyBackbone):
         return cast("Any", model).lm_head(outputs.last_hidden_state).float()
 
     def sync_weights(self, model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+        if self.quantization == "int8":
+            raise ValueError(
+                "model.policy.quantization int8 also rounds activations, so that no engine with weights of its own can "
+                "agree with the policy; use nf4, or HFEngine for rollouts"
+            )
         return base_weights(model)
 
     def describe_model(self, model: nn.Module, folder: Path) -> None:
@@ -224,21 +229,23 @@ class Qwen25VL(PolicyBackbone):
         self.processor.save_pretrained(folder)
 
     @property
-    def has_adapter(self) -> bool:
-        return self.adapter is not None
+    def adapter_rank(self) -> int:
+        return 0 if self.adapter is None else self.adapter.rank
+
+    def base_weights(self, model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+        return base_weights(model, merged=False)
+
+    def write_adapter(self, model: nn.Module, folder: Path) -> None:
+        if self.adapter is None:
+            super().write_adapter(model, folder)
+        write_adapter(model, folder)
 
     def checkpointed(self, model: nn.Module) -> set[str]:
         names = super().checkpointed(model)
-        return {name for name in names if is_adapter_weight(name)} if self.has_adapter else names
+        return {name for name in names if is_adapter_weight(name)} if self.adapter is not None else names
 
     def save(self, model: nn.Module, folder: Path, what: Literal["model", "adapter"] = "model") -> None:
-        if what == "model":
-            plain_model(model).save_pretrained(folder)
-        elif self.has_adapter:
-            cast("Any", model).save_pretrained(folder)
-        else:
-            raise ValueError("there is no adapter to export: model.policy.adapter is not set")
-        self.processor.save_pretrained(folder)
+        super().save(plain_model(model) if what == "model" else model, folder, what)
 
     @property
     def forbidden_token_ids(self) -> tuple[int, ...]:

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 from pixelthink.types import PromptBatch, RolloutBatch
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from torch import Tensor, nn
 
     from pixelthink.policies.base import PolicyBackbone
@@ -133,13 +135,20 @@ class RolloutEngine(ABC):
         """Version of the weights that it holds; None before the first sync and after a deep sleep."""
         return None
 
-    def sync(self, weights: Iterable[tuple[str, Tensor]], version: int) -> SyncReport:
+    @property
+    def serves_adapters(self) -> bool:
+        """Whether it takes the policy's adapter as an adapter, beside base weights that it gets only once."""
+        return False
+
+    def sync(self, weights: Iterable[tuple[str, Tensor]], version: int, adapter: Path | None = None) -> SyncReport:
         """Replaces the weights and drops everything computed from the old ones: prefix, image and encoder caches.
 
         Args:
             weights: (name, whole tensor) of every weight, as `PolicyBackbone.sync_weights` yields them. All are
                 consumed, in order, on every process: gathering sharded weights is a collective operation.
             version: Their version, the number of optimizer steps they have seen.
+            adapter: Folder with the policy's adapter, for an engine that serves adapters. `weights` are then those
+                below it, and none where the engine has them: while its `version` is not None.
         """
         raise NotImplementedError(f"{type(self).__name__} holds no weights of its own")
 

@@ -8,11 +8,12 @@ import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 import torch
 import torch.distributed as dist
 from lightning.pytorch.utilities.seed import isolate_rng
+from safetensors import safe_open
 from torch import Tensor, nn
 
 from pixelthink.rollouts.base import EngineScore, RolloutEngine, SamplingConfig, SyncReport
@@ -56,6 +57,8 @@ class VLLMEngine(RolloutEngine):
         sleep_level: What happens to vLLM's memory while the policy trains: 0 keeps it, 1 moves the weights to the
             CPU's memory and drops the cache, 2 drops both and syncs anew on waking. A CPU build keeps its memory.
         images_per_prompt: Most images of one prompt.
+        merge_adapter: Add a policy's adapter to the weights and sync all of them at each step. Otherwise vLLM serves
+            it as an adapter: only the adapter is handed over, and nothing is rounded by merging.
     """
 
     def __init__(
@@ -70,6 +73,7 @@ class VLLMEngine(RolloutEngine):
         max_num_seqs: int = 0,
         sleep_level: Literal[0, 1, 2] = 0,
         images_per_prompt: int = 1,
+        merge_adapter: bool = False,
     ) -> None:
         if not 0 < gpu_memory_share < 1:
             raise ValueError(f"rollout.gpu_memory_share must lie in (0, 1), not {gpu_memory_share}")
@@ -89,7 +93,9 @@ class VLLMEngine(RolloutEngine):
         self.max_num_seqs = max_num_seqs
         self.sleep_level = sleep_level
         self.images_per_prompt = images_per_prompt
+        self.merge_adapter = merge_adapter
         self.llm: Any = None
+        self.adapter: Any = None  # what names the adapter in vLLM's requests
         self._version: int | None = None
         self._asleep = False
 
@@ -100,6 +106,10 @@ class VLLMEngine(RolloutEngine):
     @property
     def dtype(self) -> str:
         return str(self.llm.model_config.dtype).removeprefix("torch.")
+
+    @property
+    def serves_adapters(self) -> bool:
+        return self.backbone.adapter_rank > 0 and not self.merge_adapter
 
     @property
     def version(self) -> int | None:
@@ -125,13 +135,17 @@ class VLLMEngine(RolloutEngine):
         self._version = None
         with tempfile.TemporaryDirectory(prefix="pixelthink-vllm-") as folder:
             backbone.describe_model(model, Path(folder))
-            described = (Path(folder) / "config.json").read_text(encoding="utf-8")
+            described = (Path(folder) / "config.json").read_text(encoding="utf-8") + self._adapter_note()
             if self.llm is None:
                 self.described = described
                 with undisturbed(), policy_loader(backbone, model) as load_format:
                     self.llm = self._start(folder, load_format, model)
         if described != self.described:
             raise ValueError("rollout: this engine runs with another model's configuration; close it first")
+
+    def _adapter_note(self) -> str:
+        """What distinguishes engines of one configuration: the room for an adapter that they were started with."""
+        return f"adapter of rank {self.backbone.adapter_rank}" if self.serves_adapters else ""
 
     def _start(self, folder: str, load_format: str, model: nn.Module) -> Any:
         from vllm import LLM
@@ -150,6 +164,9 @@ class VLLMEngine(RolloutEngine):
         self.group = self._join_processes()
         if self.group is not None or self.tensor_parallel_size > 1:
             options["distributed_executor_backend"] = "external_launcher"
+        if self.serves_adapters:
+            rank = adapter_room(self.backbone.adapter_rank)
+            options |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": rank}
         policy_dtype = next(p.dtype for p in model.parameters() if p.is_floating_point())
         return LLM(
             model=folder,
@@ -242,18 +259,40 @@ class VLLMEngine(RolloutEngine):
             dist.all_gather_object(everyone, requests, group=self.group)
             own = dist.get_rank(self.group)
         asked = [request for part in everyone for request in part]
-        outputs = self.llm.generate([vllm_prompt(prompt) for prompt, _ in asked], [p for _, p in asked], use_tqdm=False)
+        outputs = self.llm.generate(
+            [vllm_prompt(prompt) for prompt, _ in asked],
+            [p for _, p in asked],
+            use_tqdm=False,
+            lora_request=self.adapter,
+        )
         first = sum(len(part) for part in everyone[:own])
         return outputs[first : first + len(requests)]
 
-    def sync(self, weights: Iterable[tuple[str, Tensor]], version: int) -> SyncReport:
+    def sync(self, weights: Iterable[tuple[str, Tensor]], version: int, adapter: Path | None = None) -> SyncReport:
         started = now()
-        self._version = None  # half a sync is none
+        had_weights, self._version = self._version is not None, None  # half a sync is none
         counted = CountedWeights(weights)
-        self.llm.collective_rpc("take_weights", kwargs={"weights_iterator": iter(counted)})
+        if adapter is None or not had_weights:
+            self.llm.collective_rpc("take_weights", kwargs={"weights_iterator": iter(counted)})
+        if adapter is not None:
+            self._take_adapter(adapter, counted)
         self._drop_caches()
         self._version = version
         return SyncReport(now() - started, counted.bytes, counted.tensors)
+
+    def _take_adapter(self, folder: Path, counted: CountedWeights) -> None:
+        """Serves the adapter in a folder in place of the one before, under a number that vLLM has not seen yet."""
+        from vllm.lora.request import LoRARequest
+
+        number = 1
+        if self.adapter is not None:
+            number = self.adapter.lora_int_id + 1
+            self.llm.llm_engine.remove_lora(self.adapter.lora_int_id)
+        self.adapter = LoRARequest(f"policy-{number}", number, str(folder))
+        self.llm.llm_engine.add_lora(self.adapter)
+        with safe_open(folder / "adapter_model.safetensors", framework="pt") as file:
+            counted.tensors += len(file.keys())
+        counted.bytes += (folder / "adapter_model.safetensors").stat().st_size
 
     def _drop_caches(self) -> None:
         """Forgets prefixes, processed images and vision features, all of which came from the old weights."""
@@ -280,8 +319,24 @@ class VLLMEngine(RolloutEngine):
         from vllm.distributed import cleanup_dist_env_and_memory, destroy_model_parallel
 
         self.llm.llm_engine.engine_core.shutdown()
-        self.llm, self._version, self._asleep = None, None, False
+        self.llm, self.adapter, self._version, self._asleep = None, None, None, False
         destroy_model_parallel() if self.group is not None else cleanup_dist_env_and_memory()
+
+
+def adapter_room(rank: int) -> int:
+    """The least rank that vLLM can be started for and that has room for an adapter of this one.
+
+    Raises:
+        ValueError: vLLM serves no adapters of so high a rank; one line.
+    """
+    from vllm.config.lora import MaxLoRARanks
+
+    ranks = sorted(get_args(MaxLoRARanks))
+    if rank > ranks[-1]:
+        raise ValueError(
+            f"rollout: vLLM serves adapters up to rank {ranks[-1]}, not {rank}; set rollout.merge_adapter to true"
+        )
+    return next(room for room in ranks if room >= rank)
 
 
 class CountedWeights:

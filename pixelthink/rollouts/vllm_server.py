@@ -204,7 +204,7 @@ class VLLMServerEngine(RolloutEngine):
                     "log-probabilities: they do not serve the same weights, or not in the same precision"
                 )
 
-    def sync(self, weights: Iterable[tuple[str, Tensor]], version: int) -> SyncReport:
+    def sync(self, weights: Iterable[tuple[str, Tensor]], version: int, adapter: Path | None = None) -> SyncReport:
         """See `RolloutEngine.sync`. The first process hands the weights over, the others help to gather them.
 
         Raises:

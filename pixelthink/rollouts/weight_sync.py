@@ -10,8 +10,10 @@ below, many do not, and neither do a tower left behind, a prompt read differentl
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -128,12 +130,21 @@ class WeightSync:
             self.engine.wake()
         due = self._is_due(version, evaluating)
         if due:
-            self.report = self.engine.sync(self.backbone.sync_weights(self.policy), version)
+            self.report = self._hand_over(version)
             self.syncs += 1
             self._stamp = self.policy_stamp()
         if self.config.prove and (due or (woken and self._is_current())):
             with whole(self.policy):
                 self._prove(version, batch, woken)
+
+    def _hand_over(self, version: int) -> SyncReport:
+        """Gives the engine all weights, or, where it serves adapters and has the weights below, the adapter alone."""
+        if not self.engine.serves_adapters:
+            return self.engine.sync(self.backbone.sync_weights(self.policy), version)
+        base = () if self.engine.version is not None else self.backbone.base_weights(self.policy)
+        with tempfile.TemporaryDirectory(prefix="pixelthink-adapter-") as folder:
+            self.backbone.write_adapter(self.policy, Path(folder))
+            return self.engine.sync(base, version, Path(folder))
 
     def _is_due(self, version: int, evaluating: bool) -> bool:
         if self.engine.version is None:

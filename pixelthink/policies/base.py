@@ -229,6 +229,11 @@ class PolicyBackbone(ABC):
         """Rank of the low-rank adapter that is trained; 0 where the weights themselves are."""
         return 0
 
+    @property
+    def adapter_targets(self) -> tuple[str, ...]:
+        """Names of the layers that the adapter is in, without what stands before the last dot."""
+        return ()
+
     def base_weights(self, model: nn.Module) -> Iterator[tuple[str, Tensor]]:
         """As `sync_weights`, without the adapter's part."""
         return self.sync_weights(model)

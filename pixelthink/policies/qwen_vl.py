@@ -217,20 +217,29 @@ class Qwen25VL(PolicyBackbone):
         return cast("Any", model).lm_head(outputs.last_hidden_state).float()
 
     def sync_weights(self, model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+        self._require_agreement()
+        return base_weights(model)
+
+    def _require_agreement(self) -> None:
+        """Refuses other engines where they would compute other numbers than the policy, whatever weights they have."""
         if self.quantization == "int8":
             raise ValueError(
                 "model.policy.quantization int8 also rounds activations, so that no engine with weights of its own can "
                 "agree with the policy; use nf4, or HFEngine for rollouts"
             )
-        return base_weights(model)
 
     def describe_model(self, model: nn.Module, folder: Path) -> None:
+        self._require_agreement()
         plain_config(model).save_pretrained(folder)
         self.processor.save_pretrained(folder)
 
     @property
     def adapter_rank(self) -> int:
         return 0 if self.adapter is None else self.adapter.rank
+
+    @property
+    def adapter_targets(self) -> tuple[str, ...]:
+        return () if self.adapter is None else tuple(self.adapter.target_modules)
 
     def base_weights(self, model: nn.Module) -> Iterator[tuple[str, Tensor]]:
         return base_weights(model, merged=False)

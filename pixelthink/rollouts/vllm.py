@@ -145,7 +145,9 @@ class VLLMEngine(RolloutEngine):
 
     def _adapter_note(self) -> str:
         """What distinguishes engines of one configuration: the room for an adapter that they were started with."""
-        return f"adapter of rank {self.backbone.adapter_rank}" if self.serves_adapters else ""
+        if not self.serves_adapters:
+            return ""
+        return f"adapter of rank {self.backbone.adapter_rank} in {', '.join(self.backbone.adapter_targets)}"
 
     def _start(self, folder: str, load_format: str, model: nn.Module) -> Any:
         from vllm import LLM
@@ -167,6 +169,8 @@ class VLLMEngine(RolloutEngine):
         if self.serves_adapters:
             rank = adapter_room(self.backbone.adapter_rank)
             options |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": rank}
+            # naming them keeps vLLM from wrapping the head, whose CPU kernel fails on `prompt_logprobs`
+            options["lora_target_modules"] = list(self.backbone.adapter_targets)
         policy_dtype = next(p.dtype for p in model.parameters() if p.is_floating_point())
         return LLM(
             model=folder,

@@ -50,9 +50,14 @@ CELLS = [
 def _engines() -> Iterator[None]:
     """Ends the engines that the runs have shared."""
     yield
+    if not SharedVLLM.running:
+        return
+    from vllm.distributed import cleanup_dist_env_and_memory
+
     while SharedVLLM.running:
         _, engine = SharedVLLM.running.popitem()
         engine.llm.llm_engine.engine_core.shutdown()
+    cleanup_dist_env_and_memory()
 
 
 @pytest.fixture(scope="module", params=FAMILIES)

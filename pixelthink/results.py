@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from pixelthink.atomic_files import write_atomically
 from pixelthink.geometry import decode_rle, encode_rle
 from pixelthink.jsonl import read_rows
 from pixelthink.metrics.measured import Measured
@@ -161,9 +161,4 @@ def read_document(folder: str | Path, name: str) -> dict[str, Any]:
 
 def write_document(path: Path, value: Mapping[str, Any] | Sequence[Any]) -> None:
     """Writes a JSON file that appears whole or not at all."""
-    scratch = path.with_name(f".{path.name}.tmp")
-    try:
-        scratch.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        os.replace(scratch, path)
-    finally:
-        scratch.unlink(missing_ok=True)
+    write_atomically(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")

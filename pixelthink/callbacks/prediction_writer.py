@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import unicodedata
 from collections import Counter
@@ -18,6 +17,7 @@ import numpy as np
 from lightning.pytorch.callbacks import Callback
 from PIL import Image
 
+from pixelthink.atomic_files import write_atomically
 from pixelthink.callbacks.drawing import PREDICTED_COLOR, draw_mask, draw_targets
 from pixelthink.data.images import encode_png
 from pixelthink.geometry import encode_rle
@@ -185,16 +185,6 @@ def claim_folder(path: Path, *, numbered: bool) -> Path:
         if not numbered:
             raise FileExistsError(f"PredictionWriter.path: there is something at {folder} already; nothing was written")
     raise AssertionError("numbers do not end")
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Writes a file that appears whole or not at all."""
-    scratch = path.with_name(f".{path.name}.tmp")
-    try:
-        scratch.write_bytes(data)
-        os.replace(scratch, path)
-    finally:
-        scratch.unlink(missing_ok=True)
 
 
 def _summary(folder: Path, rows: list[dict[str, Any]]) -> str:

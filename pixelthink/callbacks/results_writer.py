@@ -15,10 +15,12 @@ from lightning.pytorch.trainer.states import TrainerFn
 from pixelthink.callbacks.run_header import run_header, run_settings
 from pixelthink.callbacks.thumbnails import remove_unused_thumbnails, save_thumbnail
 from pixelthink.evaluation import PolicyModule
+from pixelthink.finished_run import read_run
 from pixelthink.journal import Journal
 from pixelthink.jsonl import write_rows_atomically
 from pixelthink.metrics.measured import Measured
 from pixelthink.metrics.report import metrics_document
+from pixelthink.report.page import REPORT, write_report
 from pixelthink.results import METRICS, RUN, SAMPLES, Row, sample_row, write_document
 from pixelthink.types import Prediction
 
@@ -33,13 +35,15 @@ class ResultsWriter(Callback):
     Args:
         path: Folder to write to; made where it is missing. Earlier results there stay until the new ones are whole.
         thumbnail_side: Longer side in pixels of the small copies of the images; 0 saves none.
+        report: Write `report.html` too, a page of all this to look at, see `docs/report.md`.
     """
 
-    def __init__(self, path: str, thumbnail_side: int = 640) -> None:
+    def __init__(self, path: str, thumbnail_side: int = 640, report: bool = True) -> None:
         if thumbnail_side < 0:
             raise ValueError(f"ResultsWriter: thumbnail_side must not be negative, got {thumbnail_side}")
         self.path = path
         self.thumbnail_side = thumbnail_side
+        self.report = report
         self._journal: Journal | None = None
         self._settings: dict[str, Any] = {}
         self._known: dict[str, Row] = {}
@@ -118,6 +122,8 @@ class ResultsWriter(Callback):
                 write_document(folder / METRICS, self._metrics(module))
             remove_unused_thumbnails(folder, {row["thumbnail"] for row in rows if row["thumbnail"]})
             journal.remove()
+            if self.report:
+                write_report(folder / REPORT, read_run(folder))
         module.print(f"results: {folder}")
 
     def _metrics(self, module: PolicyModule) -> dict[str, Any]:

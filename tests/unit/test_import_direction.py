@@ -12,7 +12,16 @@ from tests.support import ROOT
 
 PACKAGE = ROOT / "pixelthink"
 FLOORS = (
-    {"components", "jsonl", "checkpoint_io", "optim", "step_guard", "timing", "serving"},  # know nothing of the package
+    {
+        "atomic_files",
+        "components",
+        "jsonl",
+        "checkpoint_io",
+        "optim",
+        "step_guard",
+        "timing",
+        "serving",
+    },  # know nothing of the package
     {"types", "parallel", "chat"},
     {"geometry"},
     {"parsing"},

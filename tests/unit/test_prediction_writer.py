@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pixelthink.atomic_files import write_atomically
 from pixelthink.callbacks.drawing import PREDICTED_COLOR
-from pixelthink.callbacks.prediction_writer import claim_folder, draw_overlay, file_names, write_atomically
+from pixelthink.callbacks.prediction_writer import claim_folder, draw_overlay, file_names
 from pixelthink.geometry import CoordinateFrame
 from pixelthink.parsing import parse_completion
 from pixelthink.types import Completion, Prediction, Prompt, Sample, Target

@@ -1,0 +1,1 @@
+"""One HTML page per evaluation, or per comparison of two, with everything in it: `page.write_report`."""

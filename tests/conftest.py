@@ -18,6 +18,7 @@ from tests.servers import rollout_servers, running_servers  # noqa: F401  (fixtu
 torch.set_num_threads(1)
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """With several workers (`-n 2 --dist loadgroup`), a file's tests share one, and so do all that ask the servers."""
     for item in items:

@@ -90,6 +90,7 @@ def test_files_say_what_was_found(whole: Path) -> None:
     assert run["config"]["data"]["eval_batch_size"] == 4
     assert sorted(path.name for path in (whole / "out").iterdir()) == [
         "metrics.json",
+        "report.html",
         "run.json",
         "samples.jsonl",
         "thumbnails",

@@ -13,6 +13,7 @@ from torch.optim import Adam
 
 from pixelthink.memory.plan import GIB, Machine, MemoryPlan, plan_run
 from pixelthink.memory.run import Run
+from pixelthink.parallel.strategy import FSDP2
 from pixelthink.policies.qwen_vl import Qwen25VL
 from pixelthink.policies.reference import FrozenCopy
 from pixelthink.registry import load_components
@@ -102,7 +103,7 @@ def _options(run: Run) -> Iterator[tuple[tuple[str, ...], str, bool]]:
     if isinstance(module.rollout, HFEngine):
         together = run.prompts if not module.rollout.batch_size else module.rollout.batch_size // group
         yield (f"--model.rollout.batch_size={group}",), "rollouts take longer", together > 1
-    sharding = "--trainer.strategy={class_path: lightning.pytorch.strategies.ModelParallelStrategy}"
+    sharding = f"--trainer.strategy={{class_path: {FSDP2.__module__}.FSDP2}}"
     yield (sharding,), "more traffic between GPUs", run.gpus > 1 and not run.sharded
 
 
@@ -131,7 +132,8 @@ def try_options(
     """
     workers = min(len(options), os.cpu_count() or 1)
     trials = []
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])  # so that imports, the slowest part of small plans, are made once
     with ProcessPoolExecutor(workers, mp_context=context, initializer=_prepare_worker) as pool:
         waiting = {
             pool.submit(_changed, [*arguments, *option.arguments], machine, response_tokens, text_tokens): option

@@ -32,6 +32,7 @@ PURPOSES = (
 )
 PHASES = ("rollout", "images", "reference", "update", "optimizer")
 SHARDED = ("weights", "gradients", "optimizer", "reference")
+LASTING = ("weights", "optimizer", "reference")
 
 
 @dataclass(frozen=True)
@@ -147,7 +148,9 @@ def plan_run(
     parameters = (sum(p.numel() for p in module.policy.parameters()) + unpacked, trained)
     engine = Engine.of(run, machine)
     plan = {name: across_processes(name, phase, run) for name, phase in phases.items()}
-    plan.setdefault("rollout", Counter(plan["images"]))
+    if "rollout" not in plan:  # another engine samples: beside it lies what lies there all the time
+        idle = {purpose: count for purpose, count in plan["optimizer"].items() if purpose in LASTING}
+        plan["rollout"] = Counter({**dict.fromkeys(PURPOSES, 0), **idle})
     for name, phase in plan.items():
         phase.update(engine.awake if name == "rollout" else engine.meanwhile)
     return MemoryPlan({name: plan[name] for name in PHASES}, size, parameters, most)

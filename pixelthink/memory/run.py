@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from pixelthink.cli import PixelThinkCLI
 from pixelthink.data.datamodule import PromptData
 from pixelthink.module import GRPOModule
+from pixelthink.parallel.strategy import FSDP2
 
 CHARACTERS_PER_TOKEN = 3.5
 """Of English instructions with coordinates; used to size a prompt without its model's tokenizer."""
@@ -114,8 +115,8 @@ class Run:
     @property
     def gathered_dtype(self) -> torch.dtype | None:
         """What sharded weights are gathered in; None for their own precision."""
-        sharding = getattr(self.settings["strategy"], "sharding", None)
-        name = getattr(sharding, "param_dtype", None)
+        strategy = self.settings["strategy"]
+        name = strategy.sharding.param_dtype if isinstance(strategy, FSDP2) else None
         return None if name is None else getattr(torch, name)
 
     @property

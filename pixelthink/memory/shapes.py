@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 from torch import nn
 
@@ -129,12 +128,6 @@ def model_without_weights(backbone: PolicyBackbone, quantization: Quantization |
         backbone.setup()
         return backbone.load_model()
     quantization = backbone.quantization if quantization is None else quantization
-    with patch.object(nn.Module, "to", _where_it_is):
-        if quantization == "none":
-            return backbone.random_model(shape_of(backbone.path))
-        return backbone.random_model(shape_of(backbone.path), lambda model: quantize_shapes(model, quantization))
-
-
-def _where_it_is(module: nn.Module, *target: Any, **options: Any) -> nn.Module:
-    """In place of `Module.to`, by which peft moves adapters to their layers: they are there, and fakes cannot be."""
-    return module
+    if quantization == "none":
+        return backbone.random_model(shape_of(backbone.path))
+    return backbone.random_model(shape_of(backbone.path), lambda model: quantize_shapes(model, quantization))

@@ -70,9 +70,10 @@ def test_what_a_config_says_is_honoured() -> None:
     assert plan("--model.policy.gradient_checkpointing=true")["activations"] < start["activations"]
     assert plan("--model.grpo.micro_batch_size=8")["activations"] < start["activations"]
     assert plan("--data.image_size=[56, 56]")["activations"] < start["activations"]
+    assert plan("--model.reference.offload=true")["reference"] == 0
+    assert plan("--model.policy.adapter.rank=4", "--model.reference=AdapterOff")["reference"] == 0
     assert plan("--model.optimizer=torch.optim.SGD")["optimizer"] == 0
-    sharding = "--trainer.strategy={class_path: lightning.pytorch.strategies.ModelParallelStrategy}"
-    assert plan(sharding, gpus=4)["weights"] == pytest.approx(parameters / 4, rel=0.01)
+    assert plan("--trainer.strategy=fsdp2", gpus=4)["weights"] == pytest.approx(parameters / 4, rel=0.01)
     assert plan(gpus=4)["communication"] == pytest.approx(parameters, rel=0.01)
 
 

@@ -13,6 +13,7 @@ setup(
     license="MIT",
     python_requires=">=3.11",
     packages=find_packages(include=["pixelthink", "pixelthink.*"]),
+    package_data={"pixelthink.report": ["page.html", "page.css", "page.js"]},
     install_requires=[
         "torch>=2.8",
         "torchvision",
@@ -31,6 +32,7 @@ setup(
         "pyarrow>=16",
         "tqdm>=4.60",
         "httpx>=0.27",
+        "jinja2>=3.1",
         "safetensors>=0.4",
     ],
     extras_require={

@@ -3,11 +3,13 @@
     python benchmarks/compare_rewards.py --output runs/compare --seeds 0 1 2
 
 All runs start from the same policy, take the same number of steps on the same prompts, and are tested greedily on the
-same held-out split. Two run side by side, one thread each. A run whose metrics are already there is not repeated.
+same held-out split. Two run side by side, one thread each. A run whose metrics are already there is not repeated;
+one that was made from another config, start policy or options is refused.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import statistics
@@ -18,6 +20,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from jsonargparse import CLI
+from omegaconf import OmegaConf
+
+from pixelthink.metrics.headlines import HEADLINES
 
 REWARDS = {
     "accuracy only": ("--model.reward.length=NoLengthScore",),
@@ -31,17 +36,7 @@ REWARDS = {
         "--model.reward.length.hard_bonus=0.02",
     ),
 }
-COLUMNS = {
-    "tokens easy": "reasoning_tokens/easy",
-    "medium": "reasoning_tokens/medium",
-    "hard": "reasoning_tokens/hard",
-    "all": "reasoning_tokens",
-    "gIoU": "giou",
-    "gIoU easy": "giou/easy",
-    "gIoU hard": "giou/hard",
-    "cIoU": "ciou",
-    "parse rate": "parse_rate",
-}
+COLUMNS = HEADLINES
 Metrics = dict[str, float]
 
 
@@ -64,8 +59,36 @@ def pixelthink(arguments: Sequence[str], log: Path) -> None:
         raise RuntimeError(f"python -m pixelthink {' '.join(arguments)} failed, see {log}")
 
 
+def fingerprint(config: str, options: Sequence[str] = ()) -> str:
+    """What a run is made of: the config's text, the weights that it starts from, and its options."""
+    digest = hashlib.sha256(Path(config).read_bytes())
+    policy = Path(OmegaConf.select(OmegaConf.load(config), "model.init_args.policy.init_args.path") or "")
+    for file in sorted([*policy.glob("*.safetensors"), *policy.glob("config.json")]):
+        digest.update(file.name.encode())
+        digest.update(file.read_bytes())
+    digest.update("\0".join(options).encode())
+    return digest.hexdigest()
+
+
+def claim(folder: Path, mark: str) -> None:
+    """Writes down what a run in a folder is made of.
+
+    Raises:
+        RuntimeError: the folder holds a run that is made of something else, or does not say of what.
+    """
+    file = folder / "fingerprint.txt"
+    if folder.is_dir() and any(folder.iterdir()):
+        if not file.is_file() or file.read_text(encoding="utf-8").strip() != mark:
+            raise RuntimeError(
+                f"{folder} holds a run of another config, policy or options: remove it, or give another --output"
+            )
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    file.write_text(mark + "\n", encoding="utf-8")
+
+
 def tested(config: str, folder: Path, *overrides: str) -> Metrics:
-    """Metrics of a policy on the held-out split, from disk where they are already there."""
+    """Metrics of a policy on the held-out split, from disk where they are already there; `claim` the folder first."""
     if not (folder / "metrics.json").is_file():
         writer = ("--trainer.callbacks+=ResultsWriter", f"--trainer.callbacks.path={folder}")
         pixelthink(["test", "--config", config, *writer, *overrides], folder / "test.log")
@@ -74,6 +97,7 @@ def tested(config: str, folder: Path, *overrides: str) -> Metrics:
 
 def trained(config: str, folder: Path, seed: int, reward: Sequence[str]) -> Metrics:
     """Metrics after training with one reward from one seed."""
+    claim(folder, fingerprint(config, [str(seed), *reward]))
     policy = folder / "policy"
     if not (policy / "config.json").is_file():
         export = f"[{{class_path: HFExport, init_args: {{path: {policy}}}}}]"
@@ -125,11 +149,12 @@ def main(config: str = "configs/tiny.yaml", output: str = "runs/compare", seeds:
     """
     folder = Path(output)
     jobs = [(name, seed) for seed in seeds for name in REWARDS]
+    be_brief = ("--data.prompt=ShortPrompt", "--data.prompt.suffix= be brief.")
+    claim(folder / "start", fingerprint(config))
+    claim(folder / "start-brief", fingerprint(config, be_brief))
     with ThreadPoolExecutor(max_workers=2) as pool:
         start = pool.submit(tested, config, folder / "start")
-        brief = pool.submit(
-            tested, config, folder / "start-brief", "--data.prompt=ShortPrompt", "--data.prompt.suffix= be brief."
-        )
+        brief = pool.submit(tested, config, folder / "start-brief", *be_brief)
         futures = {
             job: pool.submit(trained, config, folder / f"{job[0].replace(' ', '-')}-{job[1]}", job[1], REWARDS[job[0]])
             for job in jobs

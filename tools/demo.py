@@ -14,16 +14,9 @@ from pathlib import Path
 from jsonargparse import CLI
 from omegaconf import OmegaConf
 
-COLUMNS = {
-    "tokens easy": "reasoning_tokens/easy",
-    "medium": "reasoning_tokens/medium",
-    "hard": "reasoning_tokens/hard",
-    "all": "reasoning_tokens",
-    "gIoU": "giou",
-    "gIoU hard": "giou/hard",
-    "cIoU": "ciou",
-    "parse rate": "parse_rate",
-}
+from pixelthink.metrics.headlines import HEADLINES
+
+COLUMNS = {heading: metric for heading, metric in HEADLINES.items() if heading != "gIoU easy"}
 
 
 def run(*arguments: str) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.compare_rewards import COLUMNS, compare, row
+from benchmarks.compare_rewards import COLUMNS, claim, compare, fingerprint, row
 from tools.demo import exported_policy, table
 
 
@@ -39,3 +39,24 @@ def test_the_benchmark_says_how_far_the_aim_is() -> None:
 
 def test_no_reasoning_at_all_is_no_error() -> None:
     assert "50% fewer" in compare([metrics(20, 20, 0.5)], [metrics(0, 20, 0.5)])
+
+
+def test_a_finished_run_is_taken_only_for_what_it_was_made_of(tmp_path: Path) -> None:
+    policy, config = tmp_path / "policy", tmp_path / "run.yaml"
+    policy.mkdir()
+    (policy / "model.safetensors").write_bytes(b"weights")
+    config.write_text(f"model: {{init_args: {{policy: {{init_args: {{path: {policy}}}}}}}}}")
+    mark = fingerprint(str(config), ["--a=1"])
+    claim(tmp_path / "run", mark)
+    claim(tmp_path / "run", fingerprint(str(config), ["--a=1"]))
+    (policy / "model.safetensors").write_bytes(b"others")
+    other_weights = fingerprint(str(config), ["--a=1"])
+    config.write_text(config.read_text() + "\nseed_everything: 1")
+    for other in (other_weights, fingerprint(str(config), ["--a=1"]), fingerprint(str(config), ["--a=2"])):
+        assert other != mark
+        with pytest.raises(RuntimeError, match="another config, policy or options"):
+            claim(tmp_path / "run", other)
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "metrics.json").write_text("{}")
+    with pytest.raises(RuntimeError, match="another config"):
+        claim(tmp_path / "old", mark)

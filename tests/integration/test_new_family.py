@@ -1,21 +1,23 @@
-"""The family that docs/new_model_family.md writes in one file samples as it scores."""
+"""The family that docs/new_model_family.md writes in one file trains, is tested, and samples as it scores."""
 
 from __future__ import annotations
 
 import importlib.util
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from pixelthink.cli import main
 from pixelthink.data.collate import Collate
 from pixelthink.data.prompts import ShortPrompt
 from pixelthink.data.shape_scenes import ShapeScenes
 from pixelthink.policies.tiny import CHAT_TEMPLATE, LEXICON, build_tokenizer
 from pixelthink.rollouts.base import SamplingConfig
 from pixelthink.rollouts.hf import HFEngine
-from tests.support import ROOT
+from tests.support import ROOT, tiny_run
 
 pytestmark = pytest.mark.slow
 
@@ -64,6 +66,16 @@ def plugin(tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("plugin") / "my_llava.py"
     file.write_text(code[1], encoding="utf-8")
     return file
+
+
+def test_it_trains_and_is_tested(plugin: Path, llava_path: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setenv("PIXELTHINK_PLUGINS", "my_llava")
+    monkeypatch.syspath_prepend(str(plugin.parent))
+    policy = f"{{class_path: my_llava.Llava, init_args: {{path: {llava_path}, dtype: float32}}}}"
+    options = [*tiny_run(tmp_path, llava_path), f"--model.policy={policy}", "--data.coordinates=per_mille"]
+    main(["fit", *options, "--trainer.limit_val_batches=0"])
+    main(["test", *options, f"--ckpt_path={tmp_path}/checkpoints/last.ckpt"])
+    assert (tmp_path / "policy/model.safetensors").is_file()
 
 
 def test_it_samples_as_it_scores(plugin: Path, llava_path: Path) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 from pixelthink.types import LEVELS
 
 WIDTH, HEIGHT = 460, 300
-LEFT, RIGHT, TOP, BOTTOM = 44, 14, 14, 44
+LEFT, RIGHT, TOP, BOTTOM = 54, 14, 14, 44
 MAX_DOTS = 2500
 MARKS = {"easy": "circle", "medium": "square", "hard": "triangle"}
 
@@ -106,7 +106,7 @@ def lengths(groups: Sequence[tuple[str, Sequence[Sequence[int]]]], label: str = 
     """
     most = max((max(values, default=0) for _, runs in groups for values in runs), default=1)
     marks = ticks(max(1, most))
-    x = Scale(0, marks[-1], LEFT + 30, WIDTH - RIGHT)
+    x = Scale(0, marks[-1], LEFT + 20, WIDTH - RIGHT)
     edges = np.linspace(0, marks[-1], 41)
     row = (HEIGHT - TOP - BOTTOM) / max(1, len(groups))
     parts = [_axis_titles(label, "")]

@@ -43,7 +43,7 @@
     if (sample.picture === null) return [label, element("span", { class: "missing" }, "no picture")];
     const [width, height] = sample.size;
     const outcome = answer.failure ? `failed: ${answer.failure}` : answer.iou === null ? "answered" : `IoU ${answer.iou.toFixed(2)}`;
-    const image = element("img", { src: pictures[sample.picture], alt: `${sample.question} (${outcome})`, loading: "lazy", decoding: "async" });
+    const image = element("img", { src: pictures[sample.picture], alt: `${sample.question} (${outcome})` });
     const frame = element("span", { class: "frame" }, image, overlay(sample, answer));
     frame.style.aspectRatio = `${width} / ${height}`;
     frame.style.width = `min(100%, calc(${tall} * ${width / height}))`;

@@ -6,7 +6,7 @@ import base64
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -71,7 +71,7 @@ def write_report(
 
 def render(run: FinishedRun, comparison: Comparison | None = None, options: ReportOptions = ReportOptions()) -> str:
     """The page as text; arguments as in `write_report`."""
-    runs = [run] if comparison is None else [comparison.a, comparison.b]
+    runs = [run] if comparison is None else _compared_runs(comparison)
     scores = _scores(run, comparison)
     gallery = collect(runs, scores, max_pictures=options.max_pictures, side=options.picture_side)
     measured = all(iou is not None for of_run in scores for iou in of_run.values())
@@ -84,8 +84,8 @@ def render(run: FinishedRun, comparison: Comparison | None = None, options: Repo
         protocol=comparison.protocol if comparison else run.header.get("protocol"),
         number=len(gallery.samples),
         comparison=comparison,
-        tiles=[tables.tiles(run) for run in runs],
-        headline=[tables.headline(run) for run in runs] if comparison is None else [tables.differences(comparison)],
+        tiles=tables.tiles(run) if comparison is None else tables.difference_tiles(comparison),
+        headline=tables.headline(run) if comparison is None else tables.differences(comparison),
         judge=run.metrics.get("judge") if comparison is None else None,
         charts=_charts(runs, gallery, measured=measured, comparison=comparison),
         failures=tables.causes(runs, "failures"),
@@ -101,6 +101,12 @@ def render(run: FinishedRun, comparison: Comparison | None = None, options: Repo
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii"),
         data=Markup(_json(gallery)),
     )
+
+
+def _compared_runs(comparison: Comparison) -> list[FinishedRun]:
+    """Both runs with the compared samples only, and without metrics, which are of other samples or another protocol."""
+    first, second = [pair.a.row for pair in comparison.pairs], [pair.b.row for pair in comparison.pairs]
+    return [replace(comparison.a, rows=first, metrics={}), replace(comparison.b, rows=second, metrics={})]
 
 
 def _scores(run: FinishedRun, comparison: Comparison | None) -> list[Scores]:

@@ -64,11 +64,11 @@ class Cause:
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage of the time: its name, mean milliseconds in each run, share of each run's time."""
+    """One stage of the time: its name, mean milliseconds in each run, and lengths of their bars, 0 to 1."""
 
     name: str
     milliseconds: tuple[float, ...]
-    shares: tuple[float, ...]
+    lengths: tuple[float, ...]
 
 
 def values_of(run: FinishedRun) -> dict[str, Any]:
@@ -99,6 +99,17 @@ def tiles(run: FinishedRun) -> list[Tile]:
     found.append(Tile("reasoning tokens", f"{values['reasoning_tokens']:.1f}", ", ".join(by_level) or "mean"))
     failed = sum(values.get("failures", {}).values())
     found.append(Tile("parse rate", f"{values['parse_rate']:.3f}", f"{failed} of {values['n']} answers failed"))
+    return found
+
+
+def difference_tiles(comparison: Comparison) -> list[Tile]:
+    """The headline's numbers of two runs: A → B, and how sure the difference is."""
+    found = []
+    for metric in ("giou", "ciou", "reasoning_tokens", "parse_rate"):
+        difference, digits = comparison.differences["all"][metric], DIGITS.get(metric, 1)
+        low, high = difference.ci95
+        note = f"{difference.difference:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]"
+        found.append(Tile(LABELS[metric], f"{difference.a:.{digits}f} → {difference.b:.{digits}f}", note))
     return found
 
 
@@ -160,18 +171,12 @@ def causes(runs: Sequence[FinishedRun], key: str) -> list[Cause]:
 
 
 def stages(runs: Sequence[FinishedRun]) -> list[Stage]:
-    """Where the time went, for the stages that every run measured."""
+    """Where the time went, for the stages that every run measured; bars end at the longest run's total."""
     values = [values_of(run) for run in runs]
     known = [(key, name) for key, name in STAGES if all(key in value for value in values)]
-    totals = [sum(value[key] for key, _ in known) or 1.0 for value in values]
-    return [
-        Stage(
-            name,
-            tuple(value[key] for value in values),
-            tuple(value[key] / total for value, total in zip(values, totals, strict=True)),
-        )
-        for key, name in known
-    ]
+    longest = max((sum(value[key] for key, _ in known) for value in values), default=0.0) or 1.0
+    times = [(name, tuple(value[key] for value in values)) for key, name in known]
+    return [Stage(name, of_runs, tuple(ms / longest for ms in of_runs)) for name, of_runs in times]
 
 
 def facts(run: FinishedRun) -> list[tuple[str, str]]:

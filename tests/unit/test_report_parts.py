@@ -92,10 +92,10 @@ def test_the_scatter_puts_dots_where_they_belong() -> None:
     svg = charts.scatter(dots, [charts.Mean("hard", 0, 20, 0.5, (0.25, 0.75))])
     found = re.findall(r'data-sample="(\d)" cx="([\d.]+)" cy="([\d.]+)"', svg)
     assert [(int(i), float(y)) for i, _, y in found] == [(0, 256.0), (1, 14.0)]
-    assert abs(float(found[0][1]) - 44) < 2
+    assert abs(float(found[0][1]) - 54) < 2
     assert abs(float(found[1][1]) - 446) < 2
     assert "a &lt; b" in svg
-    assert "M245.0 195.5V74.5" in svg  # the whisker, half-way across, a quarter and three up
+    assert "M250.0 195.5V74.5" in svg  # the whisker, half-way across, a quarter and three up
 
 
 def test_bars_hold_every_length() -> None:
@@ -130,7 +130,7 @@ def test_a_prediction_is_counted_from_its_rows() -> None:
     values = tables.values_of(run)
     assert (values["n"], values["reasoning_tokens"], values["parse_rate"]) == (2, 2.0, 0.5)
     assert [(c.name, c.numbers, c.shares) for c in tables.causes([run], "failures")] == [("no_json", (1,), (0.5,))]
-    assert [(s.name, s.milliseconds, s.shares) for s in tables.stages([run])] == [("decoding", (4.0,), (1.0,))]
+    assert [(s.name, s.milliseconds, s.lengths) for s in tables.stages([run])] == [("decoding", (4.0,), (1.0,))]
     page = render(run)
     assert "IoU against tokens" not in page
     assert "so nothing is scored" in page

@@ -10,7 +10,7 @@ import numpy as np
 
 from pixelthink.types import LEVELS
 
-WIDTH, HEIGHT = 460, 300
+WIDTH, HEIGHT = 460, 250
 LEFT, RIGHT, TOP, BOTTOM = 54, 14, 14, 44
 MAX_DOTS = 2500
 MARKS = {"easy": "circle", "medium": "square", "hard": "triangle"}

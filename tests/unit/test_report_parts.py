@@ -91,11 +91,11 @@ def test_the_scatter_puts_dots_where_they_belong() -> None:
     dots = [charts.Dot(0, 0, 0.0, "easy", "a < b"), charts.Dot(1, 40, 1.0, "hard", "")]
     svg = charts.scatter(dots, [charts.Mean("hard", 0, 20, 0.5, (0.25, 0.75))])
     found = re.findall(r'data-sample="(\d)" cx="([\d.]+)" cy="([\d.]+)"', svg)
-    assert [(int(i), float(y)) for i, _, y in found] == [(0, 256.0), (1, 14.0)]
+    assert [(int(i), float(y)) for i, _, y in found] == [(0, 206.0), (1, 14.0)]
     assert abs(float(found[0][1]) - 54) < 2
     assert abs(float(found[1][1]) - 446) < 2
     assert "a &lt; b" in svg
-    assert "M250.0 195.5V74.5" in svg  # the whisker, half-way across, a quarter and three up
+    assert "M250.0 158.0V62.0" in svg  # the whisker, half-way across, a quarter and three up
 
 
 def test_bars_hold_every_length() -> None:

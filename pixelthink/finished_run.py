@@ -6,6 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from pixelthink.geometry import decode_rle
 from pixelthink.jsonl import read_rows, row_error
 from pixelthink.results import METRICS, RUN, SAMPLES, Row, read_document
 
@@ -33,6 +36,20 @@ class FinishedRun:
     def name(self) -> str:
         """The folder's own name."""
         return self.folder.resolve().name
+
+
+def row_mask(row: Row, key: str) -> np.ndarray | None:
+    """A row's mask under a key, bool (H, W); None where there is none.
+
+    Raises:
+        ValueError: it cannot be read; names sample and key.
+    """
+    if row.get(key) is None:
+        return None
+    try:
+        return decode_rle(row[key])
+    except ValueError as error:
+        raise ValueError(f"sample {row['id']!r}: {key}: {error}") from None
 
 
 def read_run(folder: str | Path) -> FinishedRun:

@@ -69,7 +69,7 @@ def build_parser() -> ArgumentParser:
     parser.add_argument("--sam2", type=str | None, default=None, help="Checkpoint for SAM2: a file or hub id.")
     parser.add_argument("--hf_sam2", type=str | None, default=None, help="Checkpoint for HFSAM2: a folder or hub id.")
     parser.add_argument("--size", type=int, default=384, help="ShapeScenes for GrabCut.")
-    parser.add_argument("--sam_size", type=int, default=24, help="ShapeScenes for SAM 2; seconds each on a CPU.")
+    parser.add_argument("--sam_size", type=int, default=8, help="ShapeScenes for SAM 2; seconds each on a CPU.")
     return parser
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from pixelthink.finished_run import FinishedRun
+from pixelthink.finished_run import FinishedRun, row_mask
 from pixelthink.report.outlines import mask_path
 from pixelthink.report.pictures import data_uri
 from pixelthink.results import Row
@@ -95,8 +95,8 @@ def _sample(rows: Sequence[Row], ious: Sequence[float | None], picture: int | No
         "level": first["level"],
         "size": first.get("size"),
         "picture": picture,
-        "target": mask_path(first["target"]) if drawn else "",
-        "ignore": mask_path(first.get("ignore")) if drawn else "",
+        "target": mask_path(row_mask(first, "target")) if drawn else "",
+        "ignore": mask_path(row_mask(first, "ignore")) if drawn else "",
         "trueObjects": first.get("true_objects") or [],
         "gain": None if len(ious) < 2 or None in ious else ious[1] - ious[0],  # type: ignore[operator]
         "answers": [_answer(row, iou, drawn=drawn) for row, iou in zip(rows, ious, strict=True)],
@@ -117,7 +117,7 @@ def _answer(row: Row, iou: float | None, *, drawn: bool) -> dict[str, Any]:
         "uncertainty": row.get("uncertainty"),
         "rscore": row.get("rscore"),
         "timings": row.get("timings") or {},
-        "mask": mask_path(row["prediction"]) if drawn else "",
+        "mask": mask_path(row_mask(row, "prediction")) if drawn else "",
         "objects": row.get("objects") or [],
     }
 

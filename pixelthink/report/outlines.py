@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import numpy as np
-
-from pixelthink.geometry import decode_rle
 
 FINE, COARSE = 600, 1200
 """Outlines are followed on a mask whose longer side has at least and at most these many pixels."""
@@ -19,12 +14,9 @@ MAX_PARTS = 150
 """Parts and holes of a mask beyond these many, the smallest, are not drawn."""
 
 
-def mask_path(rle: Mapping[str, Any] | None) -> str:
+def mask_path(mask: np.ndarray | None) -> str:
     """The outline of a mask as the `d` of an SVG path, for `fill-rule="evenodd"`; "" for no mask and an empty one."""
-    if rle is None:
-        return ""
-    mask = decode_rle(rle)
-    return outline(mask) if mask.any() else ""
+    return "" if mask is None or not mask.any() else outline(mask)
 
 
 def outline(mask: np.ndarray) -> str:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +80,29 @@ def test_a_table_of_images_of_any_size(tmp_path: Path) -> None:
             assert Image.open(tmp_path / "out" / file).size == size
         for answer in row["answer"]:
             assert np.array(answer["box"]).max() <= max(size)
+
+
+def test_two_processes_write_what_one_writes(tmp_path: Path) -> None:
+    asked = [
+        f'{{"image": "{ROOT}/assets/shapes.png", "question": "the {word} shape"}}' for word in ("red", "low", "big")
+    ]
+    (tmp_path / "asked.jsonl").write_text("\n".join(asked), encoding="utf-8")
+    options = [
+        "--data.predict=QuestionTable",
+        f"--data.predict.path={tmp_path}/asked.jsonl",
+        "--data.eval_batch_size=2",
+    ]
+    alone = predict(tmp_path / "one", *options)
+    command = [sys.executable, "-m", "pixelthink", "predict", "--config=configs/predict.yaml", *options]
+    command += [f"--trainer.callbacks.path={tmp_path}/two", "--trainer.devices=2", "--trainer.strategy=ddp"]
+    done = subprocess.run(
+        command, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    lines = (tmp_path / "two/predictions.jsonl").read_text(encoding="utf-8").splitlines()
+    together = [json.loads(line) for line in lines]
+    assert [row | {"timings": None} for row in together] == [row | {"timings": None} for row in alone]
+    assert {path.name for path in (tmp_path / "two").iterdir()} == {path.name for path in (tmp_path / "one").iterdir()}
 
 
 def test_answers_that_fail_are_written_too(tmp_path: Path, tiny_policy_path: Path, capsys) -> None:

@@ -169,6 +169,12 @@ def test_predictions_without_truth_cannot_be_compared(run: Callable[..., Path]) 
         compare(folder, folder)
 
 
+def test_a_damaged_mask_is_named(run: Callable[..., Path]) -> None:
+    folder = read_run(run("a", row("x", 4, prediction={"size": [3, 10], "counts": "0"})))
+    with pytest.raises(ValueError, match="sample 'x': prediction: RLE runs cover 0 pixels"):
+        compare(folder, folder)
+
+
 def test_folders_that_hold_no_finished_run(run: Callable[..., Path], tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="nowhere: there is no such folder"):
         read_run(tmp_path / "nowhere")

@@ -18,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,6 @@ from jsonargparse import CLI
 
 WIDTH, HEIGHT = 640, 480
 DISTINCT = 256
-PART = 5_000
 AIM = 0.10
 """Memory at the larger size may exceed that at the smaller one by this share."""
 
@@ -70,21 +70,16 @@ def rows(count: int, files: list[bytes]) -> Iterator[dict[str, Any]]:
 
 
 def write(folder: Path, count: int) -> None:
-    """A data set in the checked format."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    from pixelthink.data.checked import FORMAT, MANIFEST, ROW_GROUP, VERSION, checked_schema
+    """A data set in the checked format, in parts as tools/prepare_data.py writes them."""
+    from pixelthink.data.checked import FORMAT, MANIFEST, VERSION
+    from pixelthink.data.prepare import PrepareOptions, write_part
 
     folder.mkdir()
-    parts, batch, source = [], [], rows(count, jpegs())
-    for i, row in enumerate(source, start=1):
-        batch.append(row)
-        if len(batch) == PART or i == count:
-            name = f"part-{len(parts):05d}.parquet"
-            pq.write_table(pa.Table.from_pylist(batch, checked_schema()), folder / name, row_group_size=ROW_GROUP)
-            parts.append({"file": name, "rows": len(batch)})
-            batch = []
+    parts, source = [], rows(count, jpegs())
+    while batch := list(islice(source, PrepareOptions().rows_per_part)):
+        name = f"part-{len(parts):05d}.parquet"
+        write_part(folder / name, batch)
+        parts.append({"file": name, "rows": len(batch)})
     manifest = {"format": FORMAT, "version": VERSION, "parts": parts}
     (folder / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
 

@@ -19,7 +19,6 @@ from __future__ import annotations
 import bisect
 import json
 import os
-from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from itertools import accumulate
@@ -46,7 +45,6 @@ VERSION = 1
 MANIFEST = "dataset.json"
 ROW_GROUP = 16
 """Rows that are read together: few, for in a shuffled epoch all but one of them are read in vain."""
-OPEN_PARTS = 8
 
 ImageStorage = Literal["bytes", "path"]
 
@@ -168,7 +166,7 @@ class Checked(SampleSource):
         self._difficulties: dict[str, float] | None = None
         self._parts: list[Path] | None = None
         self._ends: list[int] = []
-        self._open: OrderedDict[int, pq.ParquetFile] = OrderedDict()
+        self._open: tuple[int, pq.ParquetFile] | None = None  # one, for each holds its metadata in memory
         self._group: tuple[int, int, pa.Table] | None = None
         self._owner = 0
 
@@ -219,12 +217,12 @@ class Checked(SampleSource):
         return [name for part in self._parts for name in pq.read_table(part, columns=["id"])["id"].to_pylist()]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_open": OrderedDict(), "_group": None}
+        return {**vars(self), "_open": None, "_group": None}
 
     def _read(self, part: int, row: int) -> dict[str, Any]:
         """One row, through the newest row group."""
         if self._owner != os.getpid():  # a dataloader worker: files that its parent opened are not its own
-            self._owner, self._open, self._group = os.getpid(), OrderedDict(), None
+            self._owner, self._open, self._group = os.getpid(), None, None
         number = row // ROW_GROUP
         if self._group is None or self._group[:2] != (part, number):
             table = self._file(part).read_row_group(number, use_threads=False)
@@ -238,14 +236,14 @@ class Checked(SampleSource):
         import pyarrow.parquet as pq
 
         assert self._parts is not None
-        if part not in self._open:
+        if self._open is None or self._open[0] != part:
+            if self._open is not None:
+                self._open[1].close()
+                self._open = None
             file = pq.ParquetFile(self._parts[part], pre_buffer=False)
             check_schema(file, self._parts[part])
-            self._open[part] = file
-            if len(self._open) > OPEN_PARTS:
-                self._open.popitem(last=False)[1].close()
-        self._open.move_to_end(part)
-        return self._open[part]
+            self._open = (part, file)
+        return self._open[1]
 
 
 def read_manifest(folder: Path) -> dict[str, int]:

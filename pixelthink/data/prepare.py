@@ -132,7 +132,7 @@ def _convert(task: _Task) -> int:
     """Writes one part and its note; returns the number of samples looked at."""
     measures: list[dict[str, Any]] = []
     rejected: list[dict[str, Any]] = []
-    _write_part(task.part, _rows(task, measures, rejected))
+    write_part(task.part, _rows(task, measures, rejected))
     _write_json(task.note, {"rows": measures, "rejected": rejected})
     return task.stop - task.start
 
@@ -163,7 +163,7 @@ def measure(sample: Sample) -> dict[str, Any]:
     }
 
 
-def _write_part(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+def write_part(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     """Writes a part a row group at a time, beside its place, then moves it there."""
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -212,7 +212,7 @@ def _drop_duplicates(task: _Task, note: dict[str, Any], first: dict[str, int]) -
     file = pq.ParquetFile(task.part)
     task.note.unlink()  # whoever stops us here has the part converted again
     rows = (row for group in range(file.num_row_groups) for row in file.read_row_group(group).to_pylist())
-    _write_part(task.part, (row for row, kept in zip(rows, keep, strict=True) if kept))
+    write_part(task.part, (row for row, kept in zip(rows, keep, strict=True) if kept))
     dropped = [
         {"index": row["index"], "reason": f"id {row['id']!r} occurs already in sample {first[row['id']]}"}
         for row, kept in zip(note["rows"], keep, strict=True)

@@ -29,6 +29,7 @@ def test_predictions_are_within_the_bound_of_resident_memory() -> None:
         assert row["predicted"] == pytest.approx(row["measured"], rel=BOUND), row
 
 
+@pytest.mark.slow
 def test_the_tool_lists_what_is_held_and_what_fits(capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--config", "configs/tiny.yaml", "--gpus=1", "--gpu_memory=8", "--reserve=1", "--options=false"]
     assert main(arguments) == 0
@@ -77,6 +78,7 @@ def test_what_a_config_says_is_honoured() -> None:
     assert plan(gpus=4)["communication"] == pytest.approx(parameters, rel=0.01)
 
 
+@pytest.mark.slow
 def test_known_sums_of_the_seven_billion_recipe() -> None:
     arguments = ["--config", "configs/pixelthink_7b.yaml", "--trainer.strategy=auto", "--model.rollout=HFEngine"]
     arguments += ["--model.policy.dtype=float32", "--model.sampling.max_new_tokens=8"]

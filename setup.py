@@ -33,6 +33,7 @@ setup(
         "tqdm>=4.60",
         "httpx>=0.27",
         "jinja2>=3.1",
+        "markupsafe>=2",
         "safetensors>=0.4",
     ],
     extras_require={

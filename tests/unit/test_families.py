@@ -73,7 +73,10 @@ def test_a_checkpoint_of_the_other_family_names_the_right_class(tiny_policy_path
 @pytest.mark.parametrize(
     ("model_type", "message"),
     [
-        ("paligemma", r"is a paligemma model, a family that has no class yet .*Qwen25VL, Qwen3VL.*docs/new_model_family\.md"),
+        (
+            "paligemma",
+            r"is a paligemma model, a family that has no class yet .*Qwen25VL, Qwen3VL.*docs/new_model_family\.md",
+        ),
         ("bert", "is a bert model, which does not take an image and text to text"),
     ],
 )

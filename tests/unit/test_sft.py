@@ -7,10 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from pixelthink.data.collate import Collate
 from pixelthink.data.prompts import ShortPrompt
 from pixelthink.data.shape_scenes import ShapeScenes
+from pixelthink.optim import WarmupHoldDecay
 from pixelthink.parsing import parse_completion
 from pixelthink.policies.qwen_vl import Qwen25VL
 from pixelthink.sft import Recipe, SFTModule
@@ -80,3 +82,16 @@ def test_recipes_that_never_show_are_refused() -> None:
         Recipe("brief", first_step=5, last_step=5)
     with pytest.raises(ValueError, match="weight must be positive"):
         Recipe("brief", weight=0.0)
+
+
+def test_the_rate_warms_up_holds_and_falls_in_its_share_of_the_run() -> None:
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    schedule = WarmupHoldDecay(optimizer, total_steps=10, warmup_steps=2, decay_share=0.4, floor=0.05)
+    rates = []
+    for _ in range(11):
+        rates.append(schedule.get_last_lr()[0])
+        optimizer.step()
+        schedule.step()
+    assert rates == pytest.approx([0.5, 1, 1, 1, 1, 1, 1, 0.75, 0.5, 0.25, 0.05])
+    with pytest.raises(ValueError, match=r"decay_share must lie in \(0, 1\], not 0"):
+        WarmupHoldDecay(optimizer, total_steps=10, decay_share=0)

@@ -41,6 +41,7 @@ def sample_row(prediction: Prediction, measured: Measured | None, thumbnail: str
     return {
         "id": sample.id,
         "index": sample.index,
+        "object": sample.object_id,
         "question": sample.question,
         "difficulty": sample.difficulty,
         "level": None if sample.difficulty is None else difficulty_level(sample.difficulty),
@@ -124,6 +125,7 @@ def _remembered(sample: Sample, row: Row) -> Sample:
         difficulty=row["difficulty"],
         meta={} if row["image"] is None else {"file": row["image"]},
         lost=None,
+        object_id=row.get("object", sample.object_id),
     )
 
 

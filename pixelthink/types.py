@@ -63,7 +63,9 @@ class Sample:
         reasoning: Reference reasoning by style name, for a supervised cold start and for judges.
         meta: Whatever the source wants to keep for reports.
         index: Position in its source; None where nobody counted.
-        lost: Why the image is not there; the image is a placeholder then, and all but id and index unknown.
+        lost: Why the image is not there; the image is a placeholder then, and all but id, index and object unknown.
+        object_id: What the question asks for, unique within its source: the questions of one object share image and
+            target, and count once where evaluation counts objects. None: the sample is an object of its own.
     """
 
     id: str
@@ -77,6 +79,7 @@ class Sample:
     meta: Mapping[str, Any] = field(default_factory=dict)
     index: int | None = None
     lost: str | None = None
+    object_id: str | None = None
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,9 @@ A data set is a folder: `dataset.json` (format, version, rows of each part) and 
 | `difficulty`, `difficulty_parts` | 1 to 10, or null; the ratings that it was made of, by name |
 | `reasoning` | reference reasoning, by style |
 | `meta` | whatever else the source said, as JSON |
+| `object` | what the query asks for, `Sample.object_id`; null where the sample is an object of its own |
+
+Folders of version 1, which had no `object`, are read as well.
 """
 
 from __future__ import annotations
@@ -26,12 +29,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+from lightning.pytorch.utilities import rank_zero_info
 
 from pixelthink.data.base import SampleSource
 from pixelthink.data.checks import check_sample
 from pixelthink.data.difficulty import difficulties_for
 from pixelthink.data.files import read_json
 from pixelthink.data.images import encode_png, open_rgb
+from pixelthink.data.objects import ObjectTargets
 from pixelthink.geometry import decode_rle, encode_rle
 from pixelthink.jsonl import row_error
 from pixelthink.types import Sample, Target
@@ -41,7 +46,8 @@ if TYPE_CHECKING:
     import pyarrow.parquet as pq
 
 FORMAT = "pixelthink-checked"
-VERSION = 1
+VERSION = 2
+READABLE = (1, VERSION)
 MANIFEST = "dataset.json"
 ROW_GROUP = 16
 """Rows that are read together: few, for in a shuffled epoch all but one of them are read in vain."""
@@ -49,7 +55,7 @@ ROW_GROUP = 16
 ImageStorage = Literal["bytes", "path"]
 
 
-def checked_schema() -> pa.Schema:
+def checked_schema(version: int = VERSION) -> pa.Schema:
     """Columns of a part, with format and version in the metadata."""
     import pyarrow as pa
 
@@ -70,8 +76,10 @@ def checked_schema() -> pa.Schema:
         ("difficulty_parts", pa.map_(text, real)),
         ("reasoning", pa.map_(text, text)),
         ("meta", text),
+        ("object", text),
     ]
-    return pa.schema(columns, metadata={"format": FORMAT, "version": str(VERSION)})
+    columns = [column for column in columns if version > 1 or column[0] != "object"]
+    return pa.schema(columns, metadata={"format": FORMAT, "version": str(version)})
 
 
 def sample_to_row(
@@ -112,6 +120,7 @@ def sample_to_row(
         "difficulty_parts": {str(name): float(value) for name, value in parts.items()},
         "reasoning": dict(sample.reasoning),
         "meta": json.dumps(meta, ensure_ascii=False, default=str),
+        "object": sample.object_id,
     }
 
 
@@ -148,6 +157,7 @@ def row_to_sample(row: Mapping[str, Any]) -> Sample:
         difficulty=row["difficulty"],
         reasoning=dict(row["reasoning"]),
         meta=meta,
+        object_id=row.get("object"),
     )
 
 
@@ -165,6 +175,8 @@ class Checked(SampleSource):
         self.difficulty_file = difficulty_file
         self._difficulties: dict[str, float] | None = None
         self._parts: list[Path] | None = None
+        self._version = VERSION
+        self._objects: list[str | None] | None = None
         self._ends: list[int] = []
         self._open: tuple[int, pq.ParquetFile] | None = None  # one, for each holds its metadata in memory
         self._group: tuple[int, int, pa.Table] | None = None
@@ -179,7 +191,7 @@ class Checked(SampleSource):
         if self._parts is not None:
             return
         folder = Path(self.path)
-        parts = read_manifest(folder)
+        self._version, parts = read_manifest(folder)
         for name in parts:
             if not (folder / name).is_file():
                 raise ValueError(f"{folder / name}: the part is missing, though {MANIFEST} lists it")
@@ -189,6 +201,8 @@ class Checked(SampleSource):
         self._parts = [folder / name for name in parts]
         if self.difficulty_file is not None:
             self._difficulties = difficulties_for(self.difficulty_file, self.ids())
+        if self._version == 1:
+            rank_zero_info(f"{folder}: version 1 names no objects, so each sample counts as an object of its own")
 
     def __len__(self) -> int:
         if self._parts is None:
@@ -210,11 +224,22 @@ class Checked(SampleSource):
         return replace(sample, difficulty=self._difficulties[sample.id])
 
     def ids(self) -> list[str]:
+        return self._column("id")
+
+    def object_id(self, index: int) -> str | None:
+        if self._version == 1:
+            return None
+        if self._objects is None:
+            self._objects = self._column("object")
+        return self._objects[index]
+
+    def _column(self, name: str) -> list[Any]:
+        """One column of all rows."""
         import pyarrow.parquet as pq
 
         len(self)
         assert self._parts is not None
-        return [name for part in self._parts for name in pq.read_table(part, columns=["id"])["id"].to_pylist()]
+        return [value for part in self._parts for value in pq.read_table(part, columns=[name])[name].to_pylist()]
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_open": None, "_group": None}
@@ -241,13 +266,13 @@ class Checked(SampleSource):
                 self._open[1].close()
                 self._open = None
             file = pq.ParquetFile(self._parts[part], pre_buffer=False)
-            check_schema(file, self._parts[part])
+            check_schema(file, self._parts[part], self._version)
             self._open = (part, file)
         return self._open[1]
 
 
-def read_manifest(folder: Path) -> dict[str, int]:
-    """Number of rows of each part, in order.
+def read_manifest(folder: Path) -> tuple[int, dict[str, int]]:
+    """The version, and the number of rows of each part, in order.
 
     Raises:
         ValueError: not a data set in the checked format, or one of another version.
@@ -255,14 +280,15 @@ def read_manifest(folder: Path) -> dict[str, int]:
     data = read_json(folder / MANIFEST)
     if not isinstance(data, dict) or data.get("format") != FORMAT:
         raise ValueError(f"{folder / MANIFEST}: not a data set in the checked format")
-    if data.get("version") != VERSION:
-        raise ValueError(f"{folder / MANIFEST}: version {data.get('version')}, this program reads version {VERSION}")
-    return {str(part["file"]): int(part["rows"]) for part in data["parts"]}
+    if data.get("version") not in READABLE:
+        readable = " and ".join(str(version) for version in READABLE)
+        raise ValueError(f"{folder / MANIFEST}: version {data.get('version')}, this program reads versions {readable}")
+    return int(data["version"]), {str(part["file"]): int(part["rows"]) for part in data["parts"]}
 
 
-def check_schema(file: pq.ParquetFile, path: Path) -> None:
+def check_schema(file: pq.ParquetFile, path: Path, version: int = VERSION) -> None:
     """Raises ValueError unless a part has the columns of the checked format."""
-    expected = checked_schema()
+    expected = checked_schema(version)
     if not file.schema_arrow.equals(expected, check_metadata=False):
         there = {field.name: field.type for field in file.schema_arrow}
         wrong = [field.name for field in expected if there.get(field.name) != field.type]
@@ -272,7 +298,7 @@ def check_schema(file: pq.ParquetFile, path: Path) -> None:
 
 
 def validate(path: str) -> Iterator[str]:
-    """Looks at every row of a data set in the checked format.
+    """Looks at every row of a data set in the checked format, and at whether all rows of an object have one target.
 
     Yields:
         One line for each thing that is wrong.
@@ -285,11 +311,12 @@ def validate(path: str) -> Iterator[str]:
         yield " ".join(str(error).split())
         return
     first: dict[str, int] = {}
+    targets = ObjectTargets()
     for index, name in enumerate(ids):
         if first.setdefault(name, index) != index:
             yield f"{path}: row {index}: id {name!r} occurs already in row {first[name]}"
         try:
-            check_sample(source[index])
+            targets.add(check_sample(source[index]))
         except ValueError as error:
             yield str(error)
 

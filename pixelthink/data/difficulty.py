@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -11,6 +12,8 @@ from pixelthink.data.checks import MAX_DIFFICULTY, MIN_DIFFICULTY, check_difficu
 from pixelthink.data.files import read_json
 
 NAMED_IDS = 5
+
+Entry = TypeVar("Entry")
 
 
 def read_difficulties(path: str | Path) -> dict[str, float]:
@@ -39,7 +42,8 @@ def read_difficulties(path: str | Path) -> dict[str, float]:
 def difficulties_for(path: str | Path, ids: Iterable[str]) -> dict[str, float]:
     """Difficulty of every sample id of a source, from a file in the released format.
 
-    A sample that is one of several of its image, `X#1`, takes the difficulty of its own id, else that of `X`.
+    A sample that is one of several of its image, `X#1` or `X#1#0`, takes the difficulty of its own id, else that of
+    what it belongs to, at last `X`.
 
     Raises:
         ValueError: the file is damaged, or ids are missing; counts them and names the first few.
@@ -53,9 +57,11 @@ def difficulties_for(path: str | Path, ids: Iterable[str]) -> dict[str, float]:
     return found
 
 
-def lookup(table: Mapping[str, float], name: str) -> float | None:
-    """The entry of an id, else of the image that it belongs to (`X` for `X#1`), else None."""
-    return table.get(name, table.get(name.rpartition("#")[0]))
+def lookup(table: Mapping[str, Entry], name: str) -> Entry | None:
+    """The entry of an id, else of what it belongs to (for `X#1#0` first `X#1`, then `X`), else None."""
+    while name not in table and "#" in name:
+        name = name.rpartition("#")[0]
+    return table.get(name)
 
 
 def some(names: Iterable[str]) -> str:

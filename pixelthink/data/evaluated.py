@@ -38,7 +38,8 @@ class EvaluatedSource:
             if lost is None:
                 raise
             placeholder = Image.new("RGB", (1, 1))
-            return Sample(self._name(index), placeholder, PLACEHOLDER_QUESTION, index=index, lost=str(lost))
+            name, shared = self._name(index), self.source.object_id(index)
+            return Sample(name, placeholder, PLACEHOLDER_QUESTION, index=index, lost=str(lost), object_id=shared)
 
     def _name(self, index: int) -> str:
         """The sample's id, or its number where its source knows ids by reading images only."""

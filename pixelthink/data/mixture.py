@@ -20,7 +20,8 @@ class Mixture(SampleSource):
     their shares, give or take one sample each. A source is gone through in a random order, all of it before any of it
     again.
 
-    Ids are `NAME/ID`, with `~2`, `~3`, … behind them from the second time on.
+    Ids are `NAME/ID`, with `~2`, `~3`, … behind them from the second time on. Every time, a sample asks for the same
+    object, `NAME/OBJECT`, or `NAME/ID` where its source names none.
 
     Args:
         sources: The sources by name.
@@ -78,12 +79,18 @@ class Mixture(SampleSource):
     def __getitem__(self, index: int) -> Sample:
         name, position, turn = self._place(index)
         sample = self.sources[name][position]
-        return replace(sample, id=_named(name, sample.id, turn))
+        return replace(sample, id=_named(name, sample.id, turn), object_id=_object(name, sample.object_id, sample.id))
 
     def ids(self) -> list[str]:
         known = {name: source.ids() for name, source in self.sources.items()}
         places = (self._place(index) for index in range(len(self)))
         return [_named(name, known[name][position], turn) for name, position, turn in places]
+
+    def object_id(self, index: int) -> str | None:
+        name, position, _ = self._place(index)
+        source = self.sources[name]
+        shared = source.object_id(position)
+        return _object(name, shared, "" if shared is not None else source.ids()[position])
 
     def _place(self, index: int) -> tuple[str, int, int]:
         """Source, position in it, and how many times the source was gone through before."""
@@ -111,6 +118,10 @@ class Mixture(SampleSource):
 
 def _named(source: str, name: str, turn: int) -> str:
     return f"{source}/{name}" + (f"~{turn + 1}" if turn else "")
+
+
+def _object(source: str, shared: str | None, own: str) -> str:
+    return f"{source}/{own if shared is None else shared}"
 
 
 def _shares(weights: Mapping[str, float], size: int) -> list[int]:

@@ -74,6 +74,7 @@ def prepare(
     folder = Path(output)
     starts = range(0, len(source), options.rows_per_part)
     plan = {
+        "version": VERSION,
         "source": options.name or type(source).__name__,
         "samples": len(source),
         "licence": options.licence,
@@ -200,7 +201,7 @@ def _finish(folder: Path, parts: int, plan: dict[str, Any]) -> dict[str, Any]:
     write_rows_atomically(folder / REJECTED, rejected)
     summary = summarise(measures, rejected)
     _write_json(folder / SUMMARY, summary)
-    _write_json(folder / MANIFEST, {"format": FORMAT, "version": VERSION, **plan, "parts": listed})
+    _write_json(folder / MANIFEST, {"format": FORMAT, **plan, "parts": listed})
     return summary
 
 

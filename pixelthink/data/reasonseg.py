@@ -67,7 +67,7 @@ class _Row:
 
 
 class ReasonSeg(SampleSource):
-    """Samples of a ReasonSeg folder, in the order of their file names.
+    """Samples of a ReasonSeg folder, in the order of their file names; the texts of an image ask for one object.
 
     `X.json` is read as UTF-8, else as cp1252; the image is read upright (`images.open_rgb`). The target is the whole
     mask with one box. JSON files that are no ReasonSeg annotations, i.e. without "text" and without an image of their
@@ -134,10 +134,14 @@ class ReasonSeg(SampleSource):
             targets=(target_from_mask(target),) if target.any() else (),
             difficulty=None if self._difficulties is None else self._difficulties[row.id],
             meta={"file": str(row.image), "is_sentence": bool(row.annotation.get("is_sentence", False))},
+            object_id=self.object_id(index),
         )
 
     def ids(self) -> list[str]:
         return [row.id for row in self._loaded()]
+
+    def object_id(self, index: int) -> str:
+        return self._loaded()[index].image.stem
 
     def _loaded(self) -> list[_Row]:
         if self._rows is None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from pixelthink.data.base import SampleSource
 from pixelthink.data.checks import check_difficulty
-from pixelthink.data.difficulty import some
+from pixelthink.data.difficulty import lookup, some
 from pixelthink.data.files import read_json
 from pixelthink.data.tables import open_table
 from pixelthink.jsonl import read_rows
@@ -66,7 +66,7 @@ class ReasonSegDiff(SampleSource):
                 raise ValueError(f"{self.annotations}: item {row}: {self.fields.id} {name!r} occurs twice")
             notes[name] = note
         wanted = self.samples.ids()
-        missing = [name for name in wanted if _find(notes, name) is None]
+        missing = [name for name in wanted if lookup(notes, name) is None]
         if missing:
             raise ValueError(
                 f"{self.annotations}: no annotation for {len(missing)} of {len(wanted)} ids: {some(missing)}"
@@ -80,7 +80,7 @@ class ReasonSegDiff(SampleSource):
         if self._notes is None:
             raise RuntimeError("call setup() before reading samples")
         sample = self.samples[index]
-        note = _find(self._notes, sample.id)
+        note = lookup(self._notes, sample.id)
         assert note is not None
         return replace(
             sample,
@@ -92,16 +92,15 @@ class ReasonSegDiff(SampleSource):
     def ids(self) -> Sequence[str]:
         return self.samples.ids()
 
+    def object_id(self, index: int) -> str | None:
+        return self.samples.object_id(index)
+
 
 @dataclass(frozen=True)
 class _Notes:
     difficulty: float
     parts: dict[str, float]
     reasoning: dict[str, str]
-
-
-def _find(notes: Mapping[str, _Notes], name: str) -> _Notes | None:
-    return notes.get(name, notes.get(name.rpartition("#")[0]))
 
 
 def _read_annotations(path: str) -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -15,8 +16,9 @@ from pixelthink.types import Sample
 class ReasonSegParquet(TableSource):
     """Rows `image, text, mask, image_id, ann_id, img_height, img_width`, in original pixels.
 
-    A row's id is `image_id#ann_id`. The format has no ignored region: whoever made it has already decided what becomes
-    of one ("segzero" rows count it as target).
+    A row's id is `image_id#ann_id`. The texts of one `image_id` and `ann_id` ask for one object; where there are
+    several, their ids are `image_id#ann_id#0`, `image_id#ann_id#1`, …. The format has no ignored region: whoever made
+    it has already decided what becomes of one ("segzero" rows count it as target).
 
     Args:
         path: Parquet file, folder of them, `save_to_disk` folder, or hub id, e.g. "Ricky06662/ReasonSeg_test".
@@ -29,10 +31,16 @@ class ReasonSegParquet(TableSource):
 
     def __init__(self, path: str, split: str = "test", difficulty_file: str | None = None) -> None:
         super().__init__(path, split, difficulty_file)
+        self._objects: list[str] = []
 
     def read_ids(self, table: Table) -> list[str]:
         pairs = zip(table.texts("image_id"), table.texts("ann_id"), strict=True)
-        return [f"{image}#{annotation}" for image, annotation in pairs]
+        self._objects = [f"{image}#{annotation}" for image, annotation in pairs]
+        return _numbered(self._objects, table.texts("text"))
+
+    def object_id(self, index: int) -> str:
+        self._opened()
+        return self._objects[index]
 
     def read_sample(self, row: dict[str, Any], name: str, difficulty: float | None) -> Sample:
         image = read_image(row["image"], f"id {name!r}")
@@ -54,4 +62,20 @@ class ReasonSegParquet(TableSource):
             targets=(target_from_mask(mask),) if mask.any() else (),
             difficulty=difficulty,
             meta={"image_id": str(row["image_id"])},
+            object_id=f"{row['image_id']}#{row['ann_id']}",
         )
+
+
+def _numbered(objects: Sequence[str], texts: Sequence[str]) -> list[str]:
+    """Ids of the rows: the object's, with the number of the text behind it where an object has several texts.
+
+    The same text of the same object has the same id again, so that it is found to be there twice.
+    """
+    numbers: dict[str, dict[str, int]] = {}
+    for name, text in zip(objects, texts, strict=True):
+        of_object = numbers.setdefault(name, {})
+        of_object.setdefault(text, len(of_object))
+    return [
+        name if len(numbers[name]) == 1 else f"{name}#{numbers[name][text]}"
+        for name, text in zip(objects, texts, strict=True)
+    ]

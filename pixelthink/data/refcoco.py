@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,13 +32,17 @@ class _Row:
 class ReferringExpressions(SampleSource):
     """What the RefCOCO family shares: references to annotations of an instances file, each with several sentences.
 
+    All sentences about the same annotations of an image, be it in one reference or several, ask for one object, with
+    `object_id` `IMAGE#ANNOTATION`, `IMAGE#FIRST+SECOND` or, without a target, `IMAGE#none`.
+
     Args:
         root: Folder of the references file and `instances.json`.
         images: Folder of the images, found by the instances file's `file_name`.
         split: "train", "val", "testA", "testB", "test", ….
         split_by: Who made the splits ("unc", "umd", "google"); may be left out where the folder has one file only.
-        count: "expression": a sample for each sentence, with ids `REF#0`, `REF#1`, …, as papers report it. "object": a
-            sample for each reference, asked by its first sentence, with id `REF`.
+        count: Which samples there are. "expression": one for each sentence, with ids `REF#0`, `REF#1`, …, as papers
+            report it. "object": one for each reference, asked by its first sentence, with id `REF`. (To ask all
+            sentences and let each object count once, leave this as it is and set `evaluation.count`.)
     """
 
     pattern: str
@@ -96,7 +100,8 @@ class ReferringExpressions(SampleSource):
         self._rows = rows
         self._duplicates = duplicates(row.id for row in rows)
         self._data = read_instances(Path(self.root) / "instances.json")
-        rank_zero_info(f"{file}: split {self.split}: {len(rows)} samples of {mine} objects, counted per {self.count}")
+        one = "sentence" if self.count == "expression" else "reference"
+        rank_zero_info(f"{file}: split {self.split}: {len(rows)} samples, one per {one}, of {mine} references")
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -111,12 +116,17 @@ class ReferringExpressions(SampleSource):
         try:
             if problem is not None:
                 raise ValueError(problem)
-            return instances_sample(self._data, self.images, row.id, row.image_id, row.question, row.objects)
+            sample = instances_sample(self._data, self.images, row.id, row.image_id, row.question, row.objects)
+            return replace(sample, object_id=self.object_id(index))
         except ValueError as error:
             raise ValueError(f"{self._file}: {row.id}: {error}") from None
 
     def ids(self) -> list[str]:
         return [row.id for row in self._rows]
+
+    def object_id(self, index: int) -> str:
+        row = self._rows[index]
+        return f"{row.image_id}#{'+'.join(str(one) for one in sorted(row.objects)) or 'none'}"
 
 
 class RefCOCO(ReferringExpressions):
@@ -129,8 +139,9 @@ class RefCOCO(ReferringExpressions):
         images: Folder of the images, found by the instances file's `file_name` (COCO's `train2014`).
         split: "train", "val", "testA", "testB", "test".
         split_by: Who made the splits ("unc", "umd", "google"); may be left out where the folder has one file only.
-        count: "expression": a sample for each sentence, with ids `REF#0`, `REF#1`, …, as papers report it. "object": a
-            sample for each reference, asked by its first sentence, with id `REF`.
+        count: Which samples there are. "expression": one for each sentence, with ids `REF#0`, `REF#1`, …, as papers
+            report it. "object": one for each reference, asked by its first sentence, with id `REF`. (To ask all
+            sentences and let each object count once, leave this as it is and set `evaluation.count`.)
     """
 
     pattern = "refs({}).p"
@@ -147,8 +158,9 @@ class GRefCOCO(ReferringExpressions):
         images: Folder of the images, found by the instances file's `file_name` (COCO's `train2014`).
         split: "train", "val", "testA", "testB".
         split_by: Who made the splits ("unc"); may be left out where the folder has one file only.
-        count: "expression": a sample for each sentence, with ids `REF#0`, `REF#1`, …. "object": a sample for each
-            reference, asked by its first sentence, with id `REF`.
+        count: Which samples there are. "expression": one for each sentence, with ids `REF#0`, `REF#1`, …. "object": one
+            for each reference, asked by its first sentence, with id `REF`. (To ask all sentences and let each object
+            count once, leave this as it is and set `evaluation.count`.)
     """
 
     pattern = "grefs({}).json"

@@ -74,6 +74,7 @@ def assert_equal(one: Sample, other: Sample) -> None:
         other.difficulty,
     )
     assert dict(one.reasoning) == dict(other.reasoning)
+    assert one.object_id == other.object_id
     assert (np.asarray(one.image) == np.asarray(other.image)).all()
     for a, b in ((one.mask, other.mask), (one.ignore, other.ignore)):
         assert (a is None) == (b is None)
@@ -89,6 +90,7 @@ def test_every_field_survives(tmp_path: Path) -> None:
         sample("bare", mask=None, ignore=None, targets=(), difficulty=None, reasoning={}, meta={}),
         sample("no target", mask=empty, targets=(), ignore=None),
         sample("several", targets=(one, sample("x").targets[0])),
+        sample("of an object", object_id="image 3#7"),
         sample("ünïcode", reasoning={"short": "ja: ‘da’"}),
     )
     summary = prepare(Listed(*samples), tmp_path, PrepareOptions(rows_per_part=2))
@@ -96,8 +98,9 @@ def test_every_field_survives(tmp_path: Path) -> None:
     assert list(made.ids()) == [s.id for s in samples]
     for index, original in enumerate(samples):
         assert_equal(original, made[index])
-    assert (summary["samples"], summary["without_target"], summary["with_several_targets"]) == (5, 1, 1)
-    assert (summary["without_mask"], summary["without_difficulty"], summary["levels"]) == (1, 1, {"medium": 4})
+    assert [made.object_id(index) for index in range(6)] == [s.object_id for s in samples]
+    assert (summary["samples"], summary["without_target"], summary["with_several_targets"]) == (6, 1, 1)
+    assert (summary["without_mask"], summary["without_difficulty"], summary["levels"]) == (1, 1, {"medium": 5})
     assert summary["mask_area"]["max"] == pytest.approx(16 / 120)
     assert list(validate(str(tmp_path))) == []
 
@@ -239,6 +242,29 @@ def test_the_validator_names_what_is_wrong(tmp_path: Path, change: Any, message:
     assert "\n" not in found[0]
 
 
+def test_the_validator_names_rows_of_one_object_that_differ(tmp_path: Path) -> None:
+    whole = np.ones((10, 12), dtype=bool)
+    samples = [sample("a", object_id="o"), sample("b", object_id="o"), sample("c", object_id="o", mask=whole)]
+    prepare(Listed(*samples, sample("d", mask=whole)), tmp_path)
+    assert list(validate(str(tmp_path))) == [
+        "samples 'a' and 'c' ask for the object 'o', but have different targets",
+    ]
+
+
+def test_a_folder_of_version_1_is_read_without_objects(tmp_path: Path) -> None:
+    """As prepared before samples had objects: a column and a version less."""
+    prepare(Listed(sample("a", object_id="o"), sample("b", object_id="o")), tmp_path)
+    part, manifest = tmp_path / "part-00000.parquet", tmp_path / "dataset.json"
+    pq.write_table(pq.read_table(part).drop_columns(["object"]), part)
+    with pytest.raises(ValueError, match="columns that differ: object"):
+        opened(tmp_path)[0]
+    manifest.write_text(manifest.read_text().replace('"version": 2', '"version": 1'))
+    made = opened(tmp_path)
+    assert_equal(sample("b"), made[1])
+    assert [made[0].object_id, made.object_id(1)] == [None, None]
+    assert list(validate(str(tmp_path))) == []
+
+
 def test_what_is_no_data_set(tmp_path: Path) -> None:
     import pyarrow as pa
 
@@ -247,8 +273,8 @@ def test_what_is_no_data_set(tmp_path: Path) -> None:
     prepare(ShapeScenes(size=4), tmp_path / "a")
     manifest = tmp_path / "a" / "dataset.json"
     good = manifest.read_text()
-    manifest.write_text(good.replace('"version": 1', '"version": 9'))
-    with pytest.raises(ValueError, match="version 9, this program reads version 1"):
+    manifest.write_text(good.replace('"version": 2', '"version": 9'))
+    with pytest.raises(ValueError, match="version 9, this program reads versions 1 and 2"):
         opened(tmp_path / "a")
     manifest.write_text(good)
     pq.write_table(pa.table({"id": ["a"] * 4}), tmp_path / "a" / "part-00000.parquet")

@@ -16,6 +16,7 @@ from PIL import Image
 from pixelthink.data.base import SampleSource
 from pixelthink.data.checks import check_sample
 from pixelthink.data.coco import COCO
+from pixelthink.data.evaluated import EvaluatedSource
 from pixelthink.data.images import encode_png
 from pixelthink.data.labelme import LabelMe
 from pixelthink.data.mixture import Mixture
@@ -202,6 +203,21 @@ def test_reasonseg_parquet(tmp_path: Path) -> None:
     assert "mask is not a list of equally long lists" in problem(ReasonSegParquet(str(ragged)))
 
 
+def test_several_texts_of_a_row_ask_for_one_object(tmp_path: Path) -> None:
+    one = pq.read_table(reasonseg_rows(tmp_path / "one.parquet")).to_pylist()[0]
+    rows = [one | {"text": text, "ann_id": ann} for text, ann in (("a", "3"), ("b", "4"), ("c", "3"), ("a", "3"))]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "rows.parquet")
+    scores = tmp_path / "scores.json"
+    difficulties = {"img": 2.0, "img#3": 5.0, "img#3#1": 7.0}
+    scores.write_text(json.dumps([{"image_id": n, "difficulty_score_model": d} for n, d in difficulties.items()]))
+    source = opened(ReasonSegParquet(str(tmp_path / "rows.parquet"), difficulty_file=str(scores)))
+    found = [source[index] for index in range(3)]
+    assert [(s.id, s.object_id) for s in found] == [("img#3#0", "img#3"), ("img#4", "img#4"), ("img#3#1", "img#3")]
+    assert [source.object_id(index) for index in range(3)] == [s.object_id for s in found]
+    assert [s.difficulty for s in found] == [5.0, 2.0, 7.0]  # its own, else its object's, else its image's
+    assert problem(source, 3).endswith("rows.parquet:3: id 'img#3#0' occurs already in row 0")
+
+
 def test_reasonseg_diff_maps_its_fields(tmp_path: Path) -> None:
     rows = reasonseg_rows(tmp_path / "test.parquet")
     notes = tmp_path / "notes.jsonl"
@@ -334,6 +350,36 @@ def test_refcoco_counts_by_expression_or_object(tmp_path: Path) -> None:
     (tmp_path / "refs(google).p").write_bytes(pickle.dumps(references))
     assert "found refs(google).p, refs(unc).p; set split_by" in problem(RefCOCO(str(tmp_path), str(tmp_path)))
     assert len(checked(RefCOCO(str(tmp_path), str(tmp_path), split_by="google"))) == 2
+
+
+def test_sentences_about_the_same_annotations_ask_for_one_object(tmp_path: Path) -> None:
+    instances(tmp_path, [LEFT], [RIGHT])
+    references = [reference(5, 1, "right dog", "dog on the right"), reference(6, 1, "the other"), reference(7, 0, "a")]
+    (tmp_path / "refs(unc).p").write_bytes(pickle.dumps(references))
+    samples = checked(RefCOCO(str(tmp_path), str(tmp_path)))
+    assert [s.object_id for s in samples] == ["0#1", "0#1", "0#1", "0#0"]
+    several = [reference(1, [1, 0], "both"), reference(2, [0, 1], "two"), reference(3, -1, "cat"), reference(4, 1, "r")]
+    (tmp_path / "grefs(unc).json").write_text(json.dumps(several))
+    assert [s.object_id for s in checked(GRefCOCO(str(tmp_path), str(tmp_path)))] == ["0#0+1", "0#0+1", "0#none", "0#1"]
+
+
+def test_a_lost_image_leaves_its_object_known(tmp_path: Path) -> None:
+    instances(tmp_path, [LEFT], [RIGHT])
+    (tmp_path / "refs(unc).p").write_bytes(pickle.dumps([reference(5, 1, "right dog", "dog on the right")]))
+    corners = [[1, 1], [20, 1], [20, 20]]
+    annotation = {"text": ["a", "b"], "is_sentence": False, "shapes": [{"label": "target", "points": corners}]}
+    (tmp_path / "texts").mkdir()
+    Image.new("RGB", (80, 40)).save(tmp_path / "texts/x.jpg")
+    (tmp_path / "texts/x.json").write_text(json.dumps(annotation))
+    parts = {"r": RefCOCO(str(tmp_path), str(tmp_path)), "t": ReasonSeg(str(tmp_path / "texts"), texts="all")}
+    mixed = opened(Mixture({"m": Mixture({**parts}), "s": ShapeScenes(size=2)}, size=12))
+    seen = [mixed[index] for index in range(12)]
+    for name in ("one.jpg", "texts/x.jpg"):
+        (tmp_path / name).unlink()
+    lost = [EvaluatedSource(mixed)[index] for index in range(12)]
+    assert [s.object_id for s in lost] == [s.object_id for s in seen]
+    assert {s.object_id for s in lost if s.lost} == {"m/r/0#1", "m/t/x"}
+    assert {s.id: s.object_id for s in seen}["s/shapes-train-0-1~2"] == "s/shapes-train-0-1"  # asked a second time
 
 
 def test_python_2_pickles_with_either_encoding(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback
@@ -17,7 +17,9 @@ from torch import Tensor, nn
 
 from pixelthink.answering import lost_prediction, segment_answers
 from pixelthink.components import resolved
+from pixelthink.data.objects import ObjectTargets
 from pixelthink.judges.base import JUDGE_FAILURES, Judge, JudgedSample, Verdict
+from pixelthink.metrics.counting import Count
 from pixelthink.metrics.functional import ProtocolName, get_protocol
 from pixelthink.metrics.measured import Measured, measure
 from pixelthink.metrics.report import JudgedBy, SegmentationReport
@@ -45,8 +47,11 @@ class EvaluationConfig:
 
     Attributes:
         protocol: Whose rules for ignored pixels and empty masks apply, see `pixelthink.metrics`.
+        count: What counts once in N, gIoU and cIoU. "expression": each question. "object": each object, whose questions
+            are averaged first (RefCOCO's sentences about one annotation, the texts of a ReasonSeg image); intervals
+            draw objects then. Tokens, times, ratings and failures are of every answer either way.
         sampling: How answers are sampled; greedily by default, as in the released evaluation.
-        bootstrap_samples: Resamples of the samples behind the 95 % intervals.
+        bootstrap_samples: Resamples of what is counted behind the 95 % intervals.
         bootstrap_seed: Seed of the resamples.
         model_billions: Parameters of the model in billions, as the efficiency metrics shall take it (the papers say 7
             for Qwen2.5-VL-7B); without it there are none.
@@ -57,6 +62,7 @@ class EvaluationConfig:
     """
 
     protocol: ProtocolName = "segzero"
+    count: Count = "expression"
     sampling: SamplingConfig = field(default_factory=lambda: SamplingConfig(group_size=1, temperature=0.0))
     bootstrap_samples: int = 2000
     bootstrap_seed: int = 0
@@ -65,6 +71,8 @@ class EvaluationConfig:
     judge: Judge | None = None
 
     def __post_init__(self) -> None:
+        if self.count not in get_args(Count):
+            raise ValueError(f"evaluation.count must be 'expression' or 'object', got {self.count!r}")
         if self.bootstrap_samples < 1:
             raise ValueError("evaluation.bootstrap_samples must be at least 1")
         if self.model_billions is not None and self.model_billions <= 0:
@@ -109,6 +117,7 @@ class PolicyModule(L.LightningModule):
         self.run_config: Mapping[str, Any] | None = None  # of the command line, for the header of results
         self.recorded: Mapping[str, Row] = {}  # rows of an interrupted run, which are not answered again
         self.measured: dict[str, Measured] = {}
+        self.targets = ObjectTargets()  # of the objects, where they are counted
         self.metrics: dict[str, float] = {}
         self._verdicts: dict[str, Future[Verdict]] = {}
         self._occurred: set[str] = set()
@@ -117,7 +126,7 @@ class PolicyModule(L.LightningModule):
         how = self.evaluation
         judged_by = JudgedBy(JUDGE_FAILURES, judge.metric_prefix) if judge is not None else None
         return SegmentationReport(
-            how.protocol, how.bootstrap_samples, how.bootstrap_seed, how.model_billions, judged_by
+            how.protocol, how.bootstrap_samples, how.bootstrap_seed, how.model_billions, judged_by, how.count
         )
 
     @property
@@ -266,10 +275,10 @@ class PolicyModule(L.LightningModule):
         return self.answer(batch)
 
     def on_validation_epoch_start(self) -> None:
-        self.measured, self._verdicts = {}, {}
+        self.measured, self._verdicts, self.targets = {}, {}, ObjectTargets()
 
     def on_test_epoch_start(self) -> None:
-        self.measured, self._verdicts = {}, {}
+        self.measured, self._verdicts, self.targets = {}, {}, ObjectTargets()
 
     def _measure(self, batch: PromptBatch) -> list[Prediction]:
         predictions = self.answer(batch)
@@ -278,6 +287,8 @@ class PolicyModule(L.LightningModule):
             if measured.id in self.measured:
                 raise ValueError(f"two samples have the id {measured.id!r}, so their results could not be told apart")
             self.measured[measured.id] = measured
+            if self.evaluation.count == "object":
+                self.targets.add(prediction.prompt.sample)
         if self.judge is not None:
             futures = self.judge.submit([judged_sample(prediction) for prediction in predictions])
             ids = [prediction.prompt.sample.id for prediction in predictions]
@@ -321,11 +332,13 @@ class PolicyModule(L.LightningModule):
     def _log_report(self, prefix: str) -> None:
         """Computes the metrics of all processes' samples, and sends them to logger and progress bar."""
         self._collect_verdicts()
+        for targets in self.processes.gathered(self.targets.known):
+            self.targets.merge(targets)
         self.report.update(list(self.measured.values()))
         self.metrics = self.report.compute()
         self.report.reset()
-        if self.metrics.get("failures/image_lost", 0) == self.metrics.get("n"):
-            raise ValueError(f"not one of {self.metrics['n']:.0f} images could be found: is their folder right?")
+        if self.metrics.get("failures/image_lost", 0) == (answers := answered(self.metrics)):
+            raise ValueError(f"not one of {answers:.0f} images could be found: is their folder right?")
         curves = {name: value for name, value in self.metrics.items() if _is_curve(name)}
         self._occurred |= {name for name in curves if name.startswith(OCCURRENCES)}
         values = dict.fromkeys(self._occurred, 0.0) | curves  # what has occurred once goes back to 0
@@ -454,8 +467,13 @@ def giou_within_budget(giou: float, tokens: float, budget: float) -> float:
     return giou if tokens <= budget else 1 - tokens / budget
 
 
+def answered(values: Mapping[str, float]) -> float:
+    """How many samples there were: N, unless objects were counted."""
+    return values.get("expressions", values["n"])
+
+
 def headline(evaluation: EvaluationConfig, values: Mapping[str, float]) -> str:
-    """The result on one line: protocol, number of samples, both scores with their intervals, failures by cause."""
+    """The result on one line: protocol, how many were counted, both scores with their intervals, failures by cause."""
     scores = [
         f"{label} {values[name]:.4f} [{values[f'{name}_ci95_low']:.4f}, {values[f'{name}_ci95_high']:.4f}]"
         for label, name in (("gIoU", "giou"), ("cIoU", "ciou"))
@@ -466,7 +484,8 @@ def headline(evaluation: EvaluationConfig, values: Mapping[str, float]) -> str:
     judge = evaluation.judge
     key = f"{judge.metric_prefix if judge is not None else ''}rscore"
     rscore = f"{key} {values[key]:.2f} of {values[key.replace('rscore', 'rated')]:.0f} rated; " if key in values else ""
+    objects = f" objects of {values['expressions']:.0f} expressions" if "expressions" in values else ""
     return (
-        f"protocol {evaluation.protocol}, N = {values['n']:.0f}: {', '.join(scores)} ({seed}); "
+        f"protocol {evaluation.protocol}, N = {values['n']:.0f}{objects}: {', '.join(scores)} ({seed}); "
         f"reasoning tokens {values['reasoning_tokens']:.1f}; {rscore}failures: {failures}"
     )

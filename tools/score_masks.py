@@ -10,6 +10,10 @@ Prints one JSON object: `protocol`, `n`, `giou` and `ciou` in 0 to 1, and their 
 `ciou_ci95`, each `[low, high]`; `bootstrap`, their resamples and seed; `failures`, the number of rows by cause; and
 `levels`, the same five numbers of the easy (difficulty below 3.5), medium and hard (5.0 and more) rows, if any.
 
+With `--count object`, each object counts once: the rows of one object are averaged first. A row then holds `object`,
+what was asked for (null where the row is an object of its own), and the result also says `count` and `expressions`,
+while `n` is the number of objects. Failures are of rows either way.
+
 Whatever is wrong is one line on standard error, `FILE:ROW: why` where it is a row, with exit code 2.
 """
 
@@ -19,25 +23,18 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from jsonargparse import ArgumentError, ArgumentParser
 
 from pixelthink.data.checks import check_difficulty
+from pixelthink.data.objects import ObjectTargets
 from pixelthink.geometry import decode_rle
 from pixelthink.jsonl import read_rows, row_error
-from pixelthink.metrics.functional import (
-    Protocol,
-    ProtocolName,
-    bootstrap_interval,
-    ciou,
-    exact_mean,
-    get_protocol,
-    mask_counts,
-    mask_ious,
-)
+from pixelthink.metrics.counting import Count, mask_scores, object_key
+from pixelthink.metrics.functional import Protocol, ProtocolName, get_protocol, mask_counts, mask_ious
 from pixelthink.types import LEVELS, Level, difficulty_level
 
 
@@ -45,7 +42,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
     try:
         options = build_parser().parse_args(arguments)
-        result = score(options.input, get_protocol(options.protocol), options.bootstrap_samples, options.seed)
+        if options.bootstrap_samples < 1:
+            raise ValueError(f"--bootstrap_samples must be at least 1, got {options.bootstrap_samples}")
+        bootstrap = {"samples": options.bootstrap_samples, "seed": options.seed}
+        result = score(options.input, get_protocol(options.protocol), bootstrap, options.count)
     except (ArgumentError, ImportError, OSError, ValueError) as error:
         print(f"error: {' '.join(str(error).split())[:500]}", file=sys.stderr)
         return 2
@@ -63,6 +63,12 @@ def build_parser() -> ArgumentParser:
         help="Evaluator to follow. Ignored pixels are removed (lisa), become target (segzero) or background (lens); "
         "a mask that is empty on both sides counts 1, 0 and 1.",
     )
+    parser.add_argument(
+        "--count",
+        type=Count,
+        default="expression",
+        help="What counts once: each row, or each object, whose rows are averaged first; rows hold 'object' then.",
+    )
     parser.add_argument("--input", type=str, required=True, help="JSON Lines file of masks (.gz too).")
     parser.add_argument("--bootstrap_samples", type=int, default=2000, help="Resamples behind the intervals.")
     parser.add_argument("--seed", type=int, default=0, help="Seed of the resamples.")
@@ -79,6 +85,7 @@ class ScoredRow:
         iou: In 0 to 1; 0 where the row has a failure.
         failure: Why there is no answer, or None.
         level: Level of its difficulty, or None.
+        object_key: What it asks for; None where nobody needs to know.
     """
 
     intersection: int
@@ -86,50 +93,49 @@ class ScoredRow:
     iou: float
     failure: str | None
     level: Level | None
+    object_key: str | None = None
 
 
-def score(path: str, protocol: Protocol, samples: int, seed: int) -> dict[str, Any]:
+def score(path: str, protocol: Protocol, bootstrap: dict[str, int], count: Count) -> dict[str, Any]:
     """The object to print.
 
     Raises:
         ValueError: if a row cannot be scored, `FILE:ROW: why`, or there is none.
     """
-    rows = list(read_scored(path, protocol))
+    rows = list(read_scored(path, protocol, count))
     if not rows:
         raise ValueError(f"{path}: no rows")
     by_level = {level: [row for row in rows if row.level == level] for level in LEVELS}
     return {
         "protocol": protocol.name,
-        **scores(rows, protocol, samples, seed),
-        "bootstrap": {"samples": samples, "seed": seed},
+        **({"count": count} if count == "object" else {}),
+        **scores(rows, protocol, bootstrap, count),
+        "bootstrap": bootstrap,
         "failures": dict(Counter(row.failure for row in rows if row.failure is not None)),
-        "levels": {level: scores(found, protocol, samples, seed) for level, found in by_level.items() if found},
+        "levels": {level: scores(found, protocol, bootstrap, count) for level, found in by_level.items() if found},
     }
 
 
-def scores(rows: Sequence[ScoredRow], protocol: Protocol, samples: int, seed: int) -> dict[str, Any]:
-    """`n`, `giou`, `ciou` and their intervals."""
+def scores(rows: Sequence[ScoredRow], protocol: Protocol, bootstrap: dict[str, int], count: Count) -> dict[str, Any]:
+    """`n`, `giou`, `ciou` and their intervals; of objects `expressions` too."""
     shared, joined = [row.intersection for row in rows], [row.union for row in rows]
+    objects = [str(row.object_key) for row in rows] if count == "object" else None
     ious = [row.iou for row in rows]
-    return {
-        "n": len(rows),
-        "giou": exact_mean(ious),
-        "ciou": ciou(shared, joined, protocol),
-        "giou_ci95": bootstrap_interval(ious, samples=samples, seed=seed),
-        "ciou_ci95": bootstrap_interval(shared, joined, samples=samples, seed=seed),
-    }
+    return mask_scores(shared, joined, ious, protocol, objects=objects, **bootstrap)
 
 
-def read_scored(path: str, protocol: Protocol) -> Iterator[ScoredRow]:
+def read_scored(path: str, protocol: Protocol, count: Count) -> Iterator[ScoredRow]:
     """Yields what each row comes to."""
     first_seen: dict[str, int] = {}
+    targets = ObjectTargets()
     for number, row in read_rows(path):
         try:
             name = row_id(row)
             if name in first_seen:
                 raise ValueError(f"id {row['id']!r} occurs already in row {first_seen[name]}")
             first_seen[name] = number
-            yield scored_row(row, protocol)
+            scored = scored_row(row, protocol)
+            yield scored if count == "expression" else replace(scored, object_key=row_object(row, name, targets))
         except ValueError as error:
             raise row_error(path, number, error) from None
 
@@ -160,6 +166,29 @@ def row_id(row: Mapping[str, Any]) -> str:
     if not isinstance(row.get("id"), str | int):
         raise ValueError("no 'id', or one that is neither text nor whole number")
     return json.dumps(row["id"])
+
+
+def row_object(row: Mapping[str, Any], name: str, targets: ObjectTargets) -> str:
+    """A key of what the row asks for.
+
+    Args:
+        row: The row; its `object` is null where it is an object of its own.
+        name: Its id, as `row_id` has it.
+        targets: Those of the rows before, which must be the same for the same object.
+
+    Raises:
+        ValueError: no `object`, or one that is neither text, whole number nor null; or a row before has another target.
+    """
+    if "object" not in row:
+        raise ValueError("no 'object', which --count object needs")
+    value = row["object"]
+    if value is None:
+        return object_key(name, None)
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        raise ValueError("'object' must be text, a whole number or null")
+    if row.get("target") is not None:
+        targets.add_mask(json.dumps(value), name, read_mask(row, "target"))
+    return object_key(name, json.dumps(value))
 
 
 def read_mask(row: Mapping[str, Any], key: str) -> Any:

@@ -131,7 +131,7 @@ class ResultsWriter(Callback):
         judged = {} if judge is None else {"judge": {"name": type(judge).__name__, "note": judge.note}}
         return {
             "protocol": module.evaluation.protocol,
-            "count": "expression",
+            "count": module.evaluation.count,
             **judged,
             **metrics_document(module.metrics),
         }

@@ -14,7 +14,7 @@ class ObjectTargets:
     """Remembers the target mask of each object, as a digest, and refuses a second one.
 
     Attributes:
-        known: Object id → the first sample that asked for it, and the digest of its target.
+        known: Object → the first sample that asked for it, and the digest of its target.
     """
 
     def __init__(self) -> None:
@@ -27,14 +27,14 @@ class ObjectTargets:
             ValueError: an earlier sample of the object has another target; one line that names both.
         """
         if sample.object_id is not None and sample.mask is not None:
-            self.add_mask(sample.object_id, repr(sample.id), sample.mask)
+            self.add_mask(repr(sample.object_id), repr(sample.id), sample.mask)
         return sample
 
-    def add_mask(self, object_id: str, owner: str, mask: np.ndarray) -> None:
+    def add_mask(self, name: str, owner: str, mask: np.ndarray) -> None:
         """Looks at a target.
 
         Args:
-            object_id: What it is the target of.
+            name: What errors call the object; equal for equal objects only.
             owner: What errors call the sample.
             mask: bool (H, W).
 
@@ -42,7 +42,7 @@ class ObjectTargets:
             ValueError: as in `add`.
         """
         content = hashlib.blake2b(repr(mask.shape).encode() + np.packbits(mask).tobytes(), digest_size=16)
-        self.merge({object_id: (owner, content.digest())})
+        self.merge({name: (owner, content.digest())})
 
     def merge(self, others: Mapping[str, tuple[str, bytes]]) -> None:
         """Adds what another process knows.
@@ -53,4 +53,4 @@ class ObjectTargets:
         for name, (owner, digest) in others.items():
             first, of_first = self.known.setdefault(name, (owner, digest))
             if of_first != digest:
-                raise ValueError(f"samples {first} and {owner} ask for the object {name!r}, but have different targets")
+                raise ValueError(f"samples {first} and {owner} ask for the object {name}, but have different targets")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from pixelthink.failures import Cause, Flaw
+from pixelthink.metrics.counting import object_key
 from pixelthink.metrics.functional import Protocol, mask_counts, mask_ious
 from pixelthink.types import Prediction, Timings
 
@@ -29,6 +30,7 @@ class Measured:
         rscore: A judge's rating of the reasoning, 0 to 10; None where there is none.
         judge_failure: Why the judge gave none, or None.
         judge_detail: More about that, on one line, or None.
+        object_id: What the question asks for; None where the sample is an object of its own.
     """
 
     id: str
@@ -46,6 +48,12 @@ class Measured:
     rscore: float | None = None
     judge_failure: str | None = None
     judge_detail: str | None = None
+    object_id: str | None = None
+
+    @property
+    def object_key(self) -> str:
+        """What counts together with this sample, where objects are counted, see `counting.object_key`."""
+        return object_key(self.id, self.object_id)
 
 
 def measure(prediction: Prediction, protocol: Protocol) -> Measured:
@@ -78,4 +86,5 @@ def measure(prediction: Prediction, protocol: Protocol) -> Measured:
         response_tokens=len(completion.token_ids),
         words=len(completion.text.split()),
         timings=prediction.timings,
+        object_id=sample.object_id,
     )

@@ -13,7 +13,9 @@ from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
 from pixelthink.failures import CAUSES, EvaluationFailure
+from pixelthink.metrics.counting import Count, Counting
 from pixelthink.metrics.functional import efficiency_scores, exact_mean
+from pixelthink.metrics.segmentation import counted_digests
 
 
 class ReasoningTokens(Metric):
@@ -152,6 +154,8 @@ class Efficiency(Metric):
         judged: Whether there is a judge; else only SAT is known.
         prefix: Stands before the names of what a judge has a say in, where its ratings are not the paper's.
         gamma: Weight of segmentation against reasoning in URSS.
+        count: What counts once in the gIoU of SAT, "expression" or "object", see `counting`; tokens and ratings are of
+            every expression either way.
         kwargs: torchmetrics' options.
     """
 
@@ -161,6 +165,7 @@ class Efficiency(Metric):
     tokens: list[Tensor]
     ious: list[Tensor]
     ratings: list[Tensor]
+    objects: list[Tensor]
 
     def __init__(
         self,
@@ -168,21 +173,35 @@ class Efficiency(Metric):
         judged: bool = False,
         prefix: str = "",
         gamma: float = 0.7,
+        count: Count = "expression",
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self.model_billions, self.judged, self.prefix, self.gamma = model_billions, judged, prefix, gamma
-        for name in ("tokens", "ious", "ratings"):
+        self.count = count
+        for name in ("tokens", "ious", "ratings", *(["objects"] if count == "object" else [])):
             self.add_state(name, [], dist_reduce_fx="cat")
 
-    def update(self, tokens: Sequence[int], ious: Sequence[float], ratings: Sequence[float | None]) -> None:
+    def update(
+        self,
+        tokens: Sequence[int],
+        ious: Sequence[float],
+        ratings: Sequence[float | None],
+        objects: Sequence[str] | None = None,
+    ) -> None:
         """Adds N samples.
 
         Args:
             tokens: Reasoning tokens of each.
             ious: IoU of each, 0 to 1.
             ratings: A judge's 0 to 10 for each, or None.
+            objects: N keys of what was asked for, `counting.object_key`; only looked at where objects are counted.
+
+        Raises:
+            ValueError: there are no such keys where objects are counted; nothing was added then.
         """
+        if (digests := counted_digests(self.count, objects, len(ious))) is not None:
+            self.objects.append(digests.to(self.device))
         for state, column in ((self.tokens, tokens), (self.ious, ious), (self.ratings, ratings)):
             numbers = [torch.nan if value is None else float(value) for value in column]
             state.append(torch.tensor(numbers, dtype=torch.float64, device=self.device))
@@ -198,9 +217,9 @@ class Efficiency(Metric):
         if self.judged:
             values |= {"rscore": rscore, "rated": float(rated.size), "rscore_rated": exact_mean(rated)}
         if self.model_billions is not None:
-            rst, sat, urss = efficiency_scores(
-                exact_mean(tokens), rscore, exact_mean(ious), self.model_billions, self.gamma
-            )
+            objects = dim_zero_cat(self.objects).cpu().numpy() if self.count == "object" else None
+            giou = exact_mean(Counting.of(ious.size, objects).means(ious))
+            rst, sat, urss = efficiency_scores(exact_mean(tokens), rscore, giou, self.model_billions, self.gamma)
             values |= {"rst": rst, "urss": urss} if self.judged else {}
             values["sat"] = sat
         return {

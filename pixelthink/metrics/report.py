@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from pixelthink.failures import FLAWS
+from pixelthink.metrics.counting import Count
 from pixelthink.metrics.functional import ProtocolName
 from pixelthink.metrics.levels import ByLevel
 from pixelthink.metrics.measured import Measured
@@ -42,6 +43,8 @@ class SegmentationReport(nn.Module):
         bootstrap_seed: Seed of the resamples.
         model_billions: Parameters of the model in billions, for the efficiency metrics; None leaves them out.
         judge: Who rates the reasoning, if anybody.
+        count: What counts once in `n`, gIoU, cIoU and SAT, "expression" or "object", see `counting`; all else is of
+            answers, and there is one to each expression.
     """
 
     def __init__(
@@ -51,34 +54,36 @@ class SegmentationReport(nn.Module):
         bootstrap_seed: int = 0,
         model_billions: float | None = None,
         judge: JudgedBy | None = None,
+        count: Count = "expression",
     ) -> None:
         super().__init__()
         prefix = judge.prefix if judge is not None else ""
-        self.masks = ByLevel(MaskScores(protocol, bootstrap_samples, bootstrap_seed))
+        self.masks = ByLevel(MaskScores(protocol, bootstrap_samples, bootstrap_seed, count))
         self.averages = ByLevel(Averages((*LENGTHS, *STAGES)))
         self.parsed = ByLevel(ParseRate())
         self.flaws = ByLevel(Occurrences("flaws", FLAWS))
-        self.efficiency = ByLevel(Efficiency(model_billions, judge is not None, prefix))
+        self.efficiency = ByLevel(Efficiency(model_billions, judge is not None, prefix, count=count))
         self.unrated = ByLevel(Occurrences("judge_failures", judge.failures)) if judge is not None else None
 
     def update(self, samples: Sequence[Measured]) -> None:
         """Adds samples, failed ones included."""
         difficulties = [sample.difficulty for sample in samples]
-        ious = [sample.iou for sample in samples]
-        self.masks.update(difficulties, [s.intersection for s in samples], [s.union for s in samples], ious)
+        ious, objects = [sample.iou for sample in samples], [sample.object_key for sample in samples]
+        self.masks.update(difficulties, [s.intersection for s in samples], [s.union for s in samples], ious, objects)
         self.averages.update(difficulties, [_row(sample) for sample in samples])
         self.parsed.update(difficulties, [sample.failure for sample in samples])
         self.flaws.update(difficulties, [sample.flaws for sample in samples])
-        self.efficiency.update(difficulties, [s.reasoning_tokens for s in samples], ious, [s.rscore for s in samples])
+        tokens, ratings = [sample.reasoning_tokens for sample in samples], [sample.rscore for sample in samples]
+        self.efficiency.update(difficulties, tokens, ious, ratings, objects)
         if self.unrated is not None:
             self.unrated.update(difficulties, [[] if s.judge_failure is None else [s.judge_failure] for s in samples])
 
     def compute(self) -> dict[str, float]:
         """Name → value, `NAME` overall and `NAME/LEVEL` for each level that occurred; synced over processes.
 
-        Names: `n`, `giou`, `ciou` and their `…_ci95_low` and `…_ci95_high`; means of `LENGTHS` and `STAGES`;
-        `samples_per_second`; `parse_rate`; `failures/CAUSE`, `flaws/FLAW` and `judge_failures/CAUSE` that occurred;
-        `sat` and what else `Efficiency` gives.
+        Names: `n`, where objects are counted `expressions` too, `giou`, `ciou` and their `…_ci95_low` and
+        `…_ci95_high`; means of `LENGTHS` and `STAGES`; `samples_per_second`; `parse_rate`; `failures/CAUSE`,
+        `flaws/FLAW` and `judge_failures/CAUSE` that occurred; `sat` and what else `Efficiency` gives.
         """
         self.update([])  # so that the states of a process without samples have the types that the others' have
         values = {name: float(value) for metric in self._metrics() for name, value in metric.compute().items()}
@@ -118,5 +123,5 @@ def metrics_document(values: dict[str, float]) -> dict[str, Any]:
             high = values[name.replace("_low", "_high")]
             document[name.replace("_low", "")] = [value, high]
         elif not key.endswith("_ci95_high"):
-            document[name] = int(value) if key in ("n", "rated") else value
+            document[name] = int(value) if key in ("n", "rated", "expressions") else value
     return {"failures": {}, "flaws": {}} | document

@@ -10,13 +10,11 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
+from pixelthink.metrics.counting import Count, key_digests, mask_scores
 from pixelthink.metrics.functional import (
     Mask,
     ProtocolName,
-    bootstrap_interval,
-    ciou,
     ciou_of_sums,
-    exact_mean,
     get_protocol,
     mask_counts,
     mask_ious,
@@ -56,7 +54,7 @@ class _MaskMetric(Metric):
 
 
 class GIoU(_MaskMetric):
-    """Mean of per-mask IoUs, in 0 to 1; NaN before the first mask.
+    """Mean of per-mask IoUs, in 0 to 1, each mask counted once (`MaskScores` can count objects); NaN before the first.
 
     Args:
         protocol: "lisa", "segzero" or "lens".
@@ -82,7 +80,7 @@ class GIoU(_MaskMetric):
 
 
 class CIoU(_MaskMetric):
-    """Summed intersections by summed unions, in 0 to 1; NaN before the first mask.
+    """Summed intersections by summed unions, in 0 to 1, each mask counted once, as in `GIoU`; NaN before the first.
 
     Args:
         protocol: "lisa", "segzero" or "lens".
@@ -111,15 +109,16 @@ class CIoU(_MaskMetric):
 
 
 class MaskScores(Metric):
-    """gIoU and cIoU with their 95 % bootstrap intervals, and how many masks they are of, from counted pixels.
+    """gIoU and cIoU with their 95 % bootstrap intervals, and how many they are of, from counted pixels.
 
-    Every mask is kept, 24 bytes each, because an interval is drawn from all of them. The numbers do not depend on the
-    order of the masks or on how many processes counted them.
+    Every mask is kept, 24 bytes each and 16 more where objects are counted, because an interval is drawn from all of
+    them. The numbers do not depend on the order of the masks or on how many processes counted them.
 
     Args:
         protocol: "lisa", "segzero" or "lens".
         bootstrap_samples: Resamples behind the intervals; 0 leaves them out.
         seed: Seed of the resamples.
+        count: What counts once, "expression" or "object", see `counting`.
         kwargs: torchmetrics' options.
     """
 
@@ -129,29 +128,48 @@ class MaskScores(Metric):
     intersections: list[Tensor]
     unions: list[Tensor]
     ious: list[Tensor]
+    objects: list[Tensor]
 
-    def __init__(self, protocol: ProtocolName, bootstrap_samples: int = 2000, seed: int = 0, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        protocol: ProtocolName,
+        bootstrap_samples: int = 2000,
+        seed: int = 0,
+        count: Count = "expression",
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         self.protocol = get_protocol(protocol)
         self.bootstrap_samples = bootstrap_samples
         self.seed = seed
-        for name in ("intersections", "unions", "ious"):
+        self.count = count
+        for name in ("intersections", "unions", "ious", *(["objects"] if count == "object" else [])):
             self.add_state(name, [], dist_reduce_fx="cat")
 
-    def update(self, intersections: Sequence[int], unions: Sequence[int], ious: Sequence[float]) -> None:
+    def update(
+        self,
+        intersections: Sequence[int],
+        unions: Sequence[int],
+        ious: Sequence[float],
+        objects: Sequence[str] | None = None,
+    ) -> None:
         """Adds N masks.
 
         Args:
             intersections: Pixels, N.
             unions: Pixels, N.
             ious: N IoUs in 0 to 1, `functional.mask_ious` or 0 where the answer failed.
+            objects: N keys of what was asked for, `counting.object_key`; only looked at where objects are counted.
 
         Raises:
-            ValueError: arguments of different lengths; nothing was added then.
+            ValueError: arguments of different lengths, or no keys where objects are counted; nothing was added then.
         """
         if not len(intersections) == len(unions) == len(ious):
             raise ValueError(f"{len(intersections)} intersections, {len(unions)} unions and {len(ious)} IoUs")
+        digests = counted_digests(self.count, objects, len(ious))
         device = self.device
+        if digests is not None:
+            self.objects.append(digests.to(device))
         self.intersections.append(torch.tensor(intersections, dtype=torch.int64, device=device))
         self.unions.append(torch.tensor(unions, dtype=torch.int64, device=device))
         self.ious.append(torch.tensor(ious, dtype=torch.float64, device=device))
@@ -159,17 +177,31 @@ class MaskScores(Metric):
     def compute(self) -> dict[str, Tensor]:
         """`n`, `giou`, `ciou` and, with resamples, `giou_ci95_low`, `giou_ci95_high` and the same of `ciou`; float64.
 
-        Empty before the first mask.
+        Where objects are counted, `n` is their number, and `expressions` that of the masks. Empty before the first one.
         """
         shared, joined, ious = (_joined(state) for state in (self.intersections, self.unions, self.ious))
         if not ious.size:
             return {}
-        values = {"n": float(ious.size), "giou": exact_mean(ious), "ciou": ciou(shared, joined, self.protocol)}
-        if self.bootstrap_samples:
-            options: dict[str, Any] = {"samples": self.bootstrap_samples, "seed": self.seed}
-            values["giou_ci95_low"], values["giou_ci95_high"] = bootstrap_interval(ious, **options)
-            values["ciou_ci95_low"], values["ciou_ci95_high"] = bootstrap_interval(shared, joined, **options)
+        objects = _joined(self.objects) if self.count == "object" else None
+        values = mask_scores(
+            *(shared, joined, ious, self.protocol), objects=objects, samples=self.bootstrap_samples, seed=self.seed
+        )
+        for name in [name for name in values if name.endswith("_ci95")]:
+            values[f"{name}_low"], values[f"{name}_high"] = values.pop(name)
         return {name: torch.tensor(value, dtype=torch.float64) for name, value in values.items()}
+
+
+def counted_digests(count: Count, objects: Sequence[str] | None, number: int) -> Tensor | None:
+    """Digests of the objects of N masks, int64 (N, 2), for a state; None where expressions are counted.
+
+    Raises:
+        ValueError: objects are counted, and there are not N keys.
+    """
+    if count == "expression":
+        return None
+    if objects is None or len(objects) != number:
+        raise ValueError(f"objects are counted, but there are {len(objects or ())} keys of objects for {number} masks")
+    return torch.from_numpy(key_digests(objects).copy())
 
 
 def _joined(state: list[Tensor]) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -14,6 +14,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 Piece = TypeVar("Piece")
+Value = TypeVar("Value")
 
 
 class Processes:
@@ -34,6 +35,14 @@ class Processes:
     def sum(self, value: Tensor) -> Tensor:
         """Sum of a tensor over all processes."""
         return self.strategy.reduce(value.clone(), reduce_op="sum") if self.count > 1 else value
+
+    def gathered(self, value: Value) -> list[Value]:
+        """What every process has, in the order of their ranks; anything that can be pickled."""
+        if self.count == 1:
+            return [value]
+        found: list[Any] = [None] * self.count
+        dist.all_gather_object(found, value)
+        return found
 
     def in_step(self, passes: Sequence[Piece], empty: Callable[[Piece], Piece]) -> list[Piece]:
         """The passes of this process, as many as any other makes where each pass needs all of them.

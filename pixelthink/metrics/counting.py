@@ -1,0 +1,148 @@
+"""What counts once: an expression, that is one question, or an object with all expressions that ask for it.
+
+Counted per object, the expressions of an object are averaged first: gIoU is the mean over objects of the mean IoU of
+their expressions, and in cIoU an expression weighs 1 / (expressions of its object). So an object that was described ten
+times says no more than one that was described once, and a bootstrap draws objects, for the answers to several
+descriptions of one object are not independent. With one expression an object, both ways give the same numbers to the
+last bit.
+
+Every sum here is exact, or rounded once, so numbers depend neither on the order of the expressions nor on the
+processes that they came from.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from pixelthink.metrics.functional import Protocol, bootstrap_interval, ciou_of_sums, exact_mean
+
+Count = Literal["expression", "object"]
+
+
+def object_key(sample_id: str, object_id: str | None) -> str:
+    """A name of what a sample asks for: of its object or, where it is one of its own, of the sample; never the same."""
+    return f"sample {sample_id}" if object_id is None else f"object {object_id}"
+
+
+def key_digests(keys: Sequence[str]) -> npt.NDArray[np.int64]:
+    """Keys as 128-bit digests, int64 (N, 2), which processes can exchange; equal keys have equal digests."""
+    digests = b"".join(hashlib.blake2b(key.encode(), digest_size=16).digest() for key in keys)
+    return np.frombuffer(digests, dtype=np.int64).reshape(-1, 2)
+
+
+@dataclass(frozen=True)
+class Counting:
+    """Which of N expressions count together, as one of M.
+
+    Attributes:
+        places: Which of the M each expression belongs to, int64 (N,).
+        sizes: Expressions of each, int64 (M,), at least 1.
+    """
+
+    places: npt.NDArray[np.int64]
+    sizes: npt.NDArray[np.int64]
+
+    @classmethod
+    def of(cls, number: int, objects: npt.ArrayLike | None = None) -> Counting:
+        """Counts by expression or, where it is known what each asks for, by object.
+
+        Args:
+            number: Expressions, N.
+            objects: What each asks for: (N,) keys or (N, 2) digests. None counts by expression.
+
+        Raises:
+            ValueError: other than N objects.
+        """
+        if objects is None:
+            return cls(np.arange(number), np.ones(number, dtype=np.int64))
+        keys = np.asarray(objects)
+        if len(keys) != number:
+            raise ValueError(f"{len(keys)} objects for {number} expressions")
+        if not number:
+            return cls.of(0)
+        _, places, sizes = np.unique(keys, axis=0, return_inverse=True, return_counts=True)
+        return cls(places.reshape(-1), sizes)
+
+    def sums(self, values: npt.ArrayLike) -> npt.NDArray[np.int64]:
+        """Sum over the expressions of each of the M, int64 (M,), of whole numbers, (N,)."""
+        totals = np.zeros(self.sizes.shape, dtype=np.int64)
+        np.add.at(totals, self.places, np.asarray(values, dtype=np.int64))
+        return totals
+
+    def means(self, values: npt.ArrayLike) -> npt.NDArray[np.float64]:
+        """Mean over the expressions of each of the M, float64 (M,), of any numbers, (N,); each sum is rounded once."""
+        inside = np.asarray(values, dtype=np.float64)[np.argsort(self.places, kind="stable")]
+        parts = np.split(inside, np.cumsum(self.sizes)[:-1]) if self.sizes.size else []
+        return np.array([exact_mean(part) for part in parts], dtype=np.float64)
+
+    def weighted_sum(self, values: npt.ArrayLike) -> float:
+        """Sum of whole numbers, (N,), each weighed 1 / (expressions that count together with it); rounded once."""
+        totals = self.sums(values)
+        parts = (Fraction(int(totals[self.sizes == size].sum()), int(size)) for size in np.unique(self.sizes))
+        return float(sum(parts, Fraction(0)))
+
+
+def count_ciou(intersections: npt.ArrayLike, unions: npt.ArrayLike, protocol: Protocol, counting: Counting) -> float:
+    """cIoU of N expressions, counted either way; NaN without any.
+
+    Args:
+        intersections: Pixels, (N,).
+        unions: Pixels, (N,).
+        protocol: As in `functional.ciou`.
+        counting: What counts together.
+    """
+    if not counting.sizes.size:
+        return math.nan
+    return ciou_of_sums(counting.weighted_sum(intersections), counting.weighted_sum(unions), protocol)
+
+
+def mask_scores(
+    intersections: npt.ArrayLike,
+    unions: npt.ArrayLike,
+    ious: npt.ArrayLike,
+    protocol: Protocol,
+    *,
+    objects: npt.ArrayLike | None = None,
+    samples: int = 2000,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """gIoU and cIoU of N expressions, with their 95 % bootstrap intervals.
+
+    Args:
+        intersections: Pixels, (N,).
+        unions: Pixels, (N,).
+        ious: IoUs, (N,): `functional.mask_ious`, or 0 where an answer failed.
+        protocol: Whose rules for empty masks apply.
+        objects: What each asks for, as in `Counting.of`; None counts by expression.
+        samples: Resamples behind the intervals; 0 leaves these out.
+        seed: Seed of the resamples.
+
+    Returns:
+        `n`, how many were counted; where that is objects, `expressions` too; `giou`, `ciou`, and `giou_ci95` and
+        `ciou_ci95`, each `(low, high)`.
+
+    Raises:
+        ValueError: no expressions, or arguments of different lengths.
+    """
+    numbers = {name: len(np.asarray(column)) for name, column in (("i", intersections), ("u", unions), ("iou", ious))}
+    if len(set(numbers.values())) > 1 or not numbers["iou"]:
+        raise ValueError("scores need as many intersections, unions and IoUs, got {i}, {u} and {iou}".format(**numbers))
+    counting = Counting.of(numbers["iou"], objects)
+    means = counting.means(ious)
+    values: dict[str, Any] = {"n": len(means)}
+    if objects is not None:
+        values["expressions"] = numbers["iou"]
+    values |= {"giou": exact_mean(means), "ciou": count_ciou(intersections, unions, protocol, counting)}
+    if samples:
+        shared, joined = (counting.sums(column) / counting.sizes for column in (intersections, unions))
+        values["giou_ci95"] = bootstrap_interval(means, samples=samples, seed=seed)
+        values["ciou_ci95"] = bootstrap_interval(shared, joined, samples=samples, seed=seed)
+    return values

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast, get_args
 
 import numpy as np
 
+from pixelthink.data.objects import ObjectTargets
 from pixelthink.finished_run import FinishedRun, row_mask
+from pixelthink.metrics.counting import Count, Counting, object_key
 from pixelthink.metrics.functional import Protocol, ProtocolName, get_protocol, mask_counts, mask_ious
 from pixelthink.metrics.paired import Difference, paired_bootstrap
 from pixelthink.results import Row
@@ -52,6 +54,7 @@ class Comparison:
         a: The first run.
         b: The second.
         protocol: Under which both were scored.
+        count: What counted once, "expression" or "object".
         subset: "all": they have the same samples; "common": those that both have were compared.
         pairs: The samples, in the first run's order.
         differences: "all" and each level that occurs → metric → difference.
@@ -62,6 +65,7 @@ class Comparison:
     a: FinishedRun
     b: FinishedRun
     protocol: str
+    count: Count
     subset: Subset
     pairs: tuple[Pair, ...]
     differences: dict[str, dict[str, Difference]]
@@ -79,6 +83,7 @@ def compare(
     *,
     subset: Subset = "all",
     protocol: ProtocolName | None = None,
+    count: Count | None = None,
     resamples: int = 10_000,
     seed: int = 0,
 ) -> Comparison:
@@ -89,29 +94,41 @@ def compare(
         b: The second.
         subset: "common" compares the samples that both have, where one has others too.
         protocol: Scores both runs' masks anew, under this protocol; by default, both must have been scored alike.
+        count: Counts both runs anew by this; by default, both must have been counted alike. Where objects are counted,
+            every metric is drawn by objects.
         resamples: Resamples of the bootstrap.
         seed: Its seed.
 
     Raises:
-        ValueError: runs that cannot be compared: of different protocols, or samples, or questions, targets or levels of
-            a sample; or without known targets. One line that says which.
+        ValueError: runs that cannot be compared: of different protocols, or counts, or samples, or questions, targets,
+            levels or objects of a sample; or without known targets or objects. One line that says which.
     """
     name = protocol or _common_protocol(a, b)
-    pairs = [_scored_pair(x, y, get_protocol(name)) for x, y in _paired_rows(a, b, subset)]
+    counted = count or _common_count(a, b)
+    rows = _paired_rows(a, b, subset)
+    if counted == "object":
+        _check_objects(a, b, rows)
+    pairs = [_scored_pair(x, y, get_protocol(name)) for x, y in rows]
     levels = {"all": pairs} | {level: [pair for pair in pairs if pair.a.row["level"] == level] for level in LEVELS}
-    differences = {level: _differences(of_level, resamples, seed) for level, of_level in levels.items() if of_level}
-    return Comparison(a, b, name, subset, tuple(pairs), differences, resamples, seed)
+    differences = {
+        level: _differences(of_level, counted, resamples, seed) for level, of_level in levels.items() if of_level
+    }
+    return Comparison(a, b, name, counted, subset, tuple(pairs), differences, resamples, seed)
 
 
 def comparison_document(comparison: Comparison) -> dict[str, Any]:
     """The comparison as JSON: differences by level, and every sample whose IoU changed, the greatest gain first."""
     changed = comparison.changed()
+    levels = {level: _of_level(comparison.pairs, level) for level in comparison.differences}
+    expressions = {level: len(of_level) for level, of_level in levels.items()}
     runs = {key: _run_document(run) for key, run in (("a", comparison.a), ("b", comparison.b))}
     return {
         **runs,
         "protocol": comparison.protocol,
+        "count": comparison.count,
         "subset": comparison.subset,
-        "n": {level: _number(comparison.pairs, level) for level in comparison.differences},
+        "n": {level: len(_counting(of_level, comparison.count).sizes) for level, of_level in levels.items()},
+        **({"expressions": expressions} if comparison.count == "object" else {}),
         "bootstrap": {"samples": comparison.resamples, "seed": comparison.seed},
         "differences": {
             level: {metric: asdict(difference) for metric, difference in of_level.items()}
@@ -139,8 +156,15 @@ def _pair_document(pair: Pair) -> dict[str, Any]:
     }
 
 
-def _number(pairs: Iterable[Pair], level: str) -> int:
-    return sum(level in ("all", pair.a.row["level"]) for pair in pairs)
+def _of_level(pairs: Iterable[Pair], level: str) -> list[Pair]:
+    return [pair for pair in pairs if level in ("all", pair.a.row["level"])]
+
+
+def _counting(pairs: Sequence[Pair], count: Count) -> Counting:
+    """Which of the pairs count together."""
+    rows = [pair.a.row for pair in pairs]
+    keys = [object_key(row["id"], row["object"]) for row in rows] if count == "object" else None
+    return Counting.of(len(rows), keys)
 
 
 def _common_protocol(a: FinishedRun, b: FinishedRun) -> str:
@@ -151,6 +175,33 @@ def _common_protocol(a: FinishedRun, b: FinishedRun) -> str:
             "with --protocol, both are scored anew under one"
         )
     return names[0]
+
+
+def _common_count(a: FinishedRun, b: FinishedRun) -> Count:
+    """What both runs counted; runs of before there was a choice counted expressions."""
+    first, second = (run.header.get("count") or run.metrics.get("count") or "expression" for run in (a, b))
+    if first != second or first not in get_args(Count):
+        raise ValueError(
+            f"{a.folder} was counted per {first}, {b.folder} per {second}; with --count, both are counted anew"
+        )
+    return cast("Count", first)
+
+
+def _check_objects(a: FinishedRun, b: FinishedRun, rows: Sequence[tuple[Row, Row]]) -> None:
+    """Makes sure that both runs know what each sample asks for, the same in both, and of each object one target.
+
+    Raises:
+        ValueError: they do not; one line that names the sample.
+    """
+    targets = ObjectTargets()
+    for row, other in rows:
+        for run, one in ((a, row), (b, other)):
+            if "object" not in one:
+                raise ValueError(f"sample {one['id']!r} has no 'object' in {run.folder}, so objects cannot be counted")
+        if row["object"] != other["object"]:
+            raise ValueError(f"sample {row['id']!r} has another object in {b.folder} than in {a.folder}")
+        if row["object"] is not None and (target := row_mask(row, "target")) is not None:
+            targets.add_mask(repr(row["object"]), repr(row["id"]), target)
 
 
 def _paired_rows(a: FinishedRun, b: FinishedRun, subset: Subset) -> list[tuple[Row, Row]]:
@@ -192,21 +243,26 @@ def _scored(row: Row, protocol: Protocol) -> Scored:
     return Scored(row, shared, joined, iou)
 
 
-def _differences(pairs: Sequence[Pair], resamples: int, seed: int) -> dict[str, Difference]:
+def _differences(pairs: Sequence[Pair], count: Count, resamples: int, seed: int) -> dict[str, Difference]:
+    counting = _counting(pairs, count)
     found: dict[str, Difference] = {}
     for metric in METRICS:
-        a, a_weights = _values(metric, [pair.a for pair in pairs])
-        b, b_weights = _values(metric, [pair.b for pair in pairs])
+        a, a_weights = _values(metric, [pair.a for pair in pairs], counting)
+        b, b_weights = _values(metric, [pair.b for pair in pairs], counting)
         found[metric] = paired_bootstrap(a, b, a_weights, b_weights, samples=resamples, seed=seed)
     return found
 
 
-def _values(metric: str, scored: Sequence[Scored]) -> tuple[np.ndarray, np.ndarray | None]:
-    """Values of a metric and, where it is a ratio of sums, its denominators."""
+def _values(metric: str, scored: Sequence[Scored], counting: Counting) -> tuple[np.ndarray, np.ndarray]:
+    """Numerators and denominators of a metric, one of what counts once each.
+
+    gIoU and cIoU average what counts together; lengths and parse rate are of answers, so objects add theirs up.
+    """
     if metric == "giou":
-        return np.array([s.iou for s in scored]), None
+        return counting.means([s.iou for s in scored]), np.ones(len(counting.sizes))
     if metric == "ciou":
-        return np.array([s.intersection for s in scored]), np.array([s.union for s in scored])
-    if metric == "parse_rate":
-        return np.array([float(s.row["failure"] is None) for s in scored]), None
-    return np.array([float(s.row[metric]) for s in scored]), None
+        shared, joined = counting.sums([s.intersection for s in scored]), counting.sums([s.union for s in scored])
+        return shared / counting.sizes, joined / counting.sizes
+    read = metric == "parse_rate"
+    values = [float(s.row["failure"] is None if read else s.row[metric]) for s in scored]
+    return np.bincount(counting.places, weights=values), counting.sizes

@@ -6,8 +6,8 @@ Each run is a folder of `ResultsWriter`. Prints a table of both runs' gIoU, cIoU
 difference B − A, its 95 % interval and a p-value, then the samples that gained and lost most; writes all of it, with
 every changed sample, as JSON.
 
-Runs of different protocols or samples are refused, unless `--protocol` or `--subset` says what to compare. Whatever is
-wrong is one line on standard error, with exit code 2.
+Runs of different protocols, counts or samples are refused, unless `--protocol`, `--count` or `--subset` says what to
+compare. Whatever is wrong is one line on standard error, with exit code 2.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 
 from pixelthink.comparison import Comparison, Pair, Subset, compare, comparison_document
 from pixelthink.finished_run import read_run
+from pixelthink.metrics.counting import Count
 from pixelthink.metrics.functional import ProtocolName
 from pixelthink.metrics.paired import Difference
 from pixelthink.results import write_document
@@ -44,6 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             read_run(options.run_b),
             subset=options.subset,
             protocol=options.protocol,
+            count=options.count,
             resamples=options.bootstrap_samples,
             seed=options.seed,
         )
@@ -68,6 +70,12 @@ def build_parser() -> ArgumentParser:
         "--protocol", type=ProtocolName | None, default=None, help="Score both runs' masks anew under this protocol."
     )
     parser.add_argument(
+        "--count",
+        type=Count | None,
+        default=None,
+        help="Count both runs anew, by expression or by object, see docs/evaluation.md.",
+    )
+    parser.add_argument(
         "--output", type=str | None, default=None, help="JSON file; RUN_B/comparison_with_A.json by default."
     )
     parser.add_argument("--top", type=int, default=10, help="How many gains and losses to print.")
@@ -81,9 +89,12 @@ def build_parser() -> ArgumentParser:
 def lines(comparison: Comparison, top: int) -> list[str]:
     """What is printed."""
     numbers = comparison_document(comparison)
+    counted = f"counted per {comparison.count}"
+    if comparison.count == "object":
+        counted += f", {numbers['n']['all']} objects of {numbers['expressions']['all']} expressions"
     text = [
-        f"A = {comparison.a.folder}, B = {comparison.b.folder}; protocol {comparison.protocol}; paired bootstrap, "
-        f"{comparison.resamples} resamples, seed {comparison.seed}",
+        f"A = {comparison.a.folder}, B = {comparison.b.folder}; protocol {comparison.protocol}; {counted}; "
+        f"paired bootstrap, {comparison.resamples} resamples, seed {comparison.seed}",
         f"{'level':7}{'N':>6}  {'metric':17}{'A':>9}{'B':>9}{'B − A':>10}  {'95 % interval':22}{'p':>7}",
     ]
     for level, of_level in comparison.differences.items():
@@ -92,7 +103,8 @@ def lines(comparison: Comparison, top: int) -> list[str]:
     changed = comparison.changed()
     gains = [pair for pair in changed if pair.gain > 0][:top]
     losses = [pair for pair in reversed(changed) if pair.gain < 0][:top]
-    text += ["", f"IoU: {numbers['better']} better, {numbers['worse']} worse, {numbers['same']} the same"]
+    of_what = "IoU of expressions" if comparison.count == "object" else "IoU"
+    text += ["", f"{of_what}: {numbers['better']} better, {numbers['worse']} worse, {numbers['same']} the same"]
     for title, pairs in (("greatest gains", gains), ("greatest losses", losses)):
         text += [f"{title}:", *map(_pair_line, pairs)] if pairs else []
     return text

@@ -83,6 +83,7 @@ def render(run: FinishedRun, comparison: Comparison | None = None, options: Repo
         runs=runs,
         protocol=comparison.protocol if comparison else run.header.get("protocol"),
         number=len(gallery.samples),
+        counted=tables.counted(comparison or run),
         comparison=comparison,
         tiles=tables.tiles(run) if comparison is None else tables.difference_tiles(comparison),
         headline=tables.headline(run) if comparison is None else tables.differences(comparison),
@@ -154,8 +155,13 @@ def _means(
         for run in range(len(runs)):
             part = "" if level == "all" else f"/{level}"
             interval = runs[run].metrics.get(f"giou_ci95{part}") if comparison is None else None
-            at = [float(np.mean([column[run][i] for i in places])) for column in (tokens, ious)]
-            means.append(charts.Mean(level, run, at[0], at[1], tuple(interval) if interval else None))
+            length, mean = (float(np.mean([column[run][i] for i in places])) for column in (tokens, ious))
+            if comparison is None:
+                giou = float(runs[run].metrics.get(f"giou{part}", mean))  # per object where objects were counted
+            else:
+                of_both = comparison.differences[level]["giou"]
+                giou = (of_both.a, of_both.b)[run]
+            means.append(charts.Mean(level, run, length, giou, tuple(interval) if interval else None))
     return means
 
 

@@ -71,6 +71,21 @@ class Stage:
     lengths: tuple[float, ...]
 
 
+def answers_of(run: FinishedRun) -> int:
+    """How many answers a run has; `n` may count objects."""
+    values = values_of(run)
+    return int(values.get("expressions", values["n"]))
+
+
+def counted(run: FinishedRun | Comparison) -> str:
+    """How many of what counted once, in words; "" where that is each sample."""
+    if isinstance(run, Comparison):
+        values = comparison_document(run)
+        return f"{values['n']['all']} objects of {len(run.pairs)} expressions" if run.count == "object" else ""
+    values = run.metrics
+    return f"{values['n']} objects of {values['expressions']} expressions" if "expressions" in values else ""
+
+
 def values_of(run: FinishedRun) -> dict[str, Any]:
     """The run's metrics; of a prediction, whose truth is unknown, what its rows say."""
     if run.metrics:
@@ -98,7 +113,7 @@ def tiles(run: FinishedRun) -> list[Tile]:
     by_level = [f"{level} {values[key]:.1f}" for level in LEVELS if (key := f"reasoning_tokens/{level}") in values]
     found.append(Tile("reasoning tokens", f"{values['reasoning_tokens']:.1f}", ", ".join(by_level) or "mean"))
     failed = sum(values.get("failures", {}).values())
-    found.append(Tile("parse rate", f"{values['parse_rate']:.3f}", f"{failed} of {values['n']} answers failed"))
+    found.append(Tile("parse rate", f"{values['parse_rate']:.3f}", f"{failed} of {answers_of(run)} answers failed"))
     return found
 
 
@@ -120,11 +135,15 @@ def headline(run: FinishedRun) -> Table:
     names += [name for name in values if name.removeprefix("reference_") in EFFICIENCY]
     names = [name for name in names if name in values]
     parts = ["", *(f"/{level}" for level in LEVELS if f"n/{level}" in values)]
+    numbers = {"n": "N", "expressions": "expressions"} if "expressions" in values else {"n": "N"}
     rows = [
-        (part.removeprefix("/") or "all", str(values[f"n{part}"]), *(_cell(values, name, part) for name in names))
+        (
+            *(part.removeprefix("/") or "all", *(str(values[f"{number}{part}"]) for number in numbers)),
+            *(_cell(values, name, part) for name in names),
+        )
         for part in parts
     ]
-    return Table(("level", "N", *(label_of(name) for name in names)), tuple(rows))
+    return Table(("level", *numbers.values(), *(label_of(name) for name in names)), tuple(rows))
 
 
 def label_of(name: str) -> str:
@@ -166,7 +185,8 @@ def causes(runs: Sequence[FinishedRun], key: str) -> list[Cause]:
     found = []
     for name in names:
         numbers = tuple(int((value.get(key) or {}).get(name, 0)) for value in values)
-        found.append(Cause(name, numbers, tuple(n / value["n"] for n, value in zip(numbers, values, strict=True))))
+        shares = tuple(n / answers_of(run) for n, run in zip(numbers, runs, strict=True))
+        found.append(Cause(name, numbers, shares))
     return sorted(found, key=lambda cause: -max(cause.numbers))
 
 
@@ -186,6 +206,7 @@ def facts(run: FinishedRun) -> list[tuple[str, str]]:
     lines: list[tuple[str, object]] = [
         ("folder", run.folder),
         ("protocol", header.get("protocol")),
+        ("counted per", header.get("count")),
         ("policy", header.get("policy")),
         ("weights", header.get("weights")),
         ("checkpoint", header.get("checkpoint")),

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -17,6 +17,7 @@ import scipy.stats
 from pixelthink.comparison import compare, comparison_document
 from pixelthink.finished_run import read_run
 from pixelthink.geometry import encode_rle
+from pixelthink.metrics.counting import Count
 from pixelthink.metrics.paired import paired_bootstrap
 from tests.support import ROOT
 
@@ -46,11 +47,11 @@ def row(name: str, columns: int, level: str | None = "easy", tokens: int = 10, *
 def run(tmp_path: Path) -> Callable[..., Path]:
     """Writes a run's folder."""
 
-    def write(name: str, *rows: Row, protocol: str = "segzero") -> Path:
+    def write(name: str, *rows: Row, protocol: str = "segzero", **header: Any) -> Path:
         folder = tmp_path / name
         folder.mkdir(exist_ok=True)
         (folder / "samples.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows), encoding="utf-8")
-        (folder / "run.json").write_text(json.dumps({"protocol": protocol}), encoding="utf-8")
+        (folder / "run.json").write_text(json.dumps({"protocol": protocol, **header}), encoding="utf-8")
         return folder
 
     return write
@@ -163,6 +164,55 @@ def test_a_lost_image_counts_as_the_evaluation_counts_it(run: Callable[..., Path
     assert (of_all["ciou"].a, of_all["ciou"].b) == (1.0, 1.0)
 
 
+def test_objects_are_averaged_and_drawn(run: Callable[..., Path]) -> None:
+    cup, dog = {"object": "cup"}, {"object": "dog"}
+    own = row("o", 4, object=None)
+    a = read_run(run("a", row("x", 4, **cup), row("y", 2, "hard", 30, **cup), row("z", 4, **dog), own))
+    b = read_run(run("b", row("x", 2, **cup), row("y", 0, "hard", **cup), row("z", 4, failure="no_json", **dog), own))
+    document = comparison_document(compare(a, b, count="object", resamples=3000))
+    assert document["count"] == "object"
+    assert document["n"] == {"all": 3, "easy": 3, "hard": 1}
+    assert document["expressions"] == {"all": 4, "easy": 3, "hard": 1}
+    giou, ciou = (document["differences"]["all"][name] for name in ("giou", "ciou"))
+    assert (giou["a"], giou["b"]) == pytest.approx(((0.75 + 1 + 1) / 3, (0.25 + 0 + 1) / 3))
+    assert (ciou["a"], ciou["b"]) == pytest.approx(((9 + 12 + 12) / 36, (3 + 12 + 12) / 36))
+    tokens, rate = (document["differences"]["all"][name] for name in ("reasoning_tokens", "parse_rate"))
+    assert (tokens["a"], tokens["b"]) == pytest.approx((60 / 4, 40 / 4))  # of answers, whatever they ask for
+    assert rate["b"] == 0.75
+    every = [np.mean([(-0.5, -1.0, 0.0)[i] for i in drawn]) for drawn in itertools.product(range(3), repeat=3)]
+    assert giou["ci95"] == pytest.approx(np.quantile(every * 1000, [0.025, 0.975]), abs=1e-12)
+    assert (document["better"], document["worse"], document["same"]) == (0, 3, 1)  # expressions
+
+
+def test_with_an_expression_an_object_both_counts_compare_alike(run: Callable[..., Path]) -> None:
+    folders = []
+    for name in "ab":
+        columns = np.random.default_rng(ord(name)).integers(0, 10, 40).tolist()
+        rows = (row(f"s{n}", column, tokens=column, object=f"o{n}") for n, column in enumerate(columns))
+        folders.append(read_run(run(name, *rows)))
+    expressions, objects = (compare(*folders, count=count, resamples=200) for count in get_args(Count))
+    assert objects.differences == expressions.differences  # to the last bit
+
+
+def test_other_counts_are_refused_unless_told(run: Callable[..., Path]) -> None:
+    rows = [row("x", 4, object="cup"), row("y", 2, object="cup")]
+    a, b = read_run(run("a", *rows, count="object")), read_run(run("b", *rows))  # b: of before there was a choice
+    with pytest.raises(ValueError, match=r"a was counted per object, .*b per expression; with --count, both are"):
+        compare(a, b)
+    assert compare(a, a, resamples=10).count == "object"
+    assert compare(a, b, count="expression", resamples=10).differences["all"]["giou"].a == 0.75
+    old = read_run(run("old", row("x", 4), row("y", 2)))
+    with pytest.raises(ValueError, match=r"sample 'x' has no 'object' in .*old, so objects cannot be counted"):
+        compare(a, old, count="object")
+    other = read_run(run("other", row("x", 4, object="cup"), row("y", 2, object="dog")))
+    with pytest.raises(ValueError, match=r"sample 'y' has another object in .*other than in .*a"):
+        compare(a, other, count="object")
+    moved = row("y", 2, object="cup", target=encode_rle(np.ones((3, 10), dtype=bool)))
+    two = read_run(run("two", rows[0], moved))
+    with pytest.raises(ValueError, match="samples 'x' and 'y' ask for the object 'cup', but have different targets"):
+        compare(two, two, count="object")
+
+
 def test_predictions_without_truth_cannot_be_compared(run: Callable[..., Path]) -> None:
     folder = read_run(run("a", row("x", 4, target=None)))
     with pytest.raises(ValueError, match="sample 'x' has no target"):
@@ -211,4 +261,6 @@ def test_the_tool_prints_and_writes(run: Callable[..., Path], tmp_path: Path) ->
     assert refused.returncode == 2
     assert refused.stderr.startswith("error: ")
     assert refused.stderr.count("\n") == 1
+    recounted = tool(run("a", row("x", 4, object="o"), row("y", 4, object="o")), a, "--count=object")
+    assert (recounted.returncode, "counted per object, 1 objects of 2 expressions" in recounted.stdout) == (0, True)
     assert not (tmp_path / "no.json").exists()

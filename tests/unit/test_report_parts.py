@@ -152,6 +152,25 @@ def test_the_headline_shows_what_metrics_say() -> None:
     assert table.rows[1] == ("hard", "1", "0.200", "9.0", "–", "–", "–")
 
 
+def test_a_page_of_counted_objects_says_so() -> None:
+    target = encode_rle(np.eye(4, dtype=bool))
+    rows = [row(n, iou=n / 4, target=target, level="easy", failure="no_json" if n == 0 else None) for n in range(4)]
+    metrics = {"n": 3, "n/easy": 3, "expressions": 4, "expressions/easy": 4, "giou": 0.43, "giou/easy": 0.43}
+    metrics |= {"ciou": 0.5, "reasoning_tokens": 2.0, "parse_rate": 0.75, "failures": {"no_json": 1}}
+    run = run_of(rows, metrics)
+    assert tables.headline(run).head[:4] == ("level", "N", "expressions", "gIoU")
+    assert tables.headline(run).rows[0][:4] == ("all", "3", "4", "0.430")
+    assert tables.tiles(run)[-1].note == "1 of 4 answers failed"
+    assert tables.causes([run], "failures")[0].shares == (0.25,)
+    page = render(run)
+    assert "counted per object: 3 objects of 4 expressions" in page
+    assert "intervals over objects, each the mean of its expressions" in page
+    assert "easy: gIoU 0.43" in page  # as the headline has it, not the mean over expressions
+    plain = render(run_of(rows, {name: value for name, value in metrics.items() if "expressions" not in name}))
+    assert "counted per expression" in plain
+    assert "objects" not in plain.split("<main>")[1].split('id="gallery"')[0]
+
+
 def test_pictures_are_limited_and_spread_over_the_ious(tmp_path: Path) -> None:
     rows = []
     for number in range(10):

@@ -17,6 +17,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 
 from pixelthink.comparison import Subset, compare
 from pixelthink.finished_run import read_run
+from pixelthink.metrics.counting import Count
 from pixelthink.metrics.functional import ProtocolName
 from pixelthink.report.page import ReportOptions, write_report
 
@@ -30,9 +31,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         runs = [read_run(folder) for folder in options.runs]
         comparison = None
         if len(runs) == 2:
-            comparison = compare(*runs, subset=options.subset, protocol=options.protocol)
-        elif options.protocol is not None or options.subset != "all":
-            raise ValueError("--protocol and --subset are for comparisons, that is for two runs")
+            comparison = compare(*runs, subset=options.subset, protocol=options.protocol, count=options.count)
+        elif options.protocol is not None or options.count is not None or options.subset != "all":
+            raise ValueError("--protocol and --subset are for comparisons, as --count is, that is for two runs")
         report = ReportOptions(options.title, options.note, options.max_pictures, options.picture_side)
         write_report(Path(options.output), runs[0], comparison, report)
     except (ArgumentError, ImportError, OSError, ValueError) as error:
@@ -59,6 +60,9 @@ def build_parser() -> ArgumentParser:
     parser.add_argument("--subset", type=Subset, default="all", help="'common' compares the samples that both have.")
     parser.add_argument(
         "--protocol", type=ProtocolName | None, default=None, help="Score both runs' masks anew under this protocol."
+    )
+    parser.add_argument(
+        "--count", type=Count | None, default=None, help="Count both runs anew, by expression or by object."
     )
     return parser
 

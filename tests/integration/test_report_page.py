@@ -253,6 +253,7 @@ def test_the_tool_says_what_is_wrong(tmp_path: Path, pages, capsys) -> None:
         ([str(tmp_path / "no")], "there is no such folder"),
         ([runs, runs, runs], "a page shows one run or compares two, got 3"),
         ([runs, "--subset=common"], "--protocol and --subset are for comparisons"),
+        ([runs, "--count=object"], "as --count is, that is for two runs"),
         ([runs, "--max_pictures=-1"], "max_pictures must be at least 0"),
     ]:
         assert main([*arguments, f"--output={tmp_path}/x.html"]) == 2

@@ -332,8 +332,9 @@ class PolicyModule(L.LightningModule):
     def _log_report(self, prefix: str) -> None:
         """Computes the metrics of all processes' samples, and sends them to logger and progress bar."""
         self._collect_verdicts()
-        for targets in self.processes.gathered(self.targets.known):
-            self.targets.merge(targets)
+        if self.evaluation.count == "object":
+            for targets in self.processes.gathered(self.targets.known):
+                self.targets.merge(targets)
         self.report.update(list(self.measured.values()))
         self.metrics = self.report.compute()
         self.report.reset()

@@ -38,7 +38,7 @@ class EvaluatedSource:
             if lost is None:
                 raise
             placeholder = Image.new("RGB", (1, 1))
-            name, shared = self._name(index), self.source.object_id(index)
+            name, shared = self._name(index), self._object(index)
             return Sample(name, placeholder, PLACEHOLDER_QUESTION, index=index, lost=str(lost), object_id=shared)
 
     def _name(self, index: int) -> str:
@@ -47,6 +47,13 @@ class EvaluatedSource:
             return self.source.ids()[index]
         except ImageLost:
             return f"#{index}"
+
+    def _object(self, index: int) -> str | None:
+        """What the sample asks for; None where its source knows that by reading images only."""
+        try:
+            return self.source.object_id(index)
+        except ImageLost:
+            return None
 
 
 def _lost_image(error: BaseException | None) -> ImageLost | None:

@@ -179,6 +179,12 @@ def test_an_interrupted_conversion_goes_on_and_gives_the_same_bytes(tmp_path: Pa
 
 def test_another_conversion_is_not_mixed_in(tmp_path: Path) -> None:
     prepare(ShapeScenes(size=4), tmp_path / "a")
+    plan = tmp_path / "a/progress/plan.json"
+    written = plan.read_text()
+    plan.write_text(json.dumps({name: value for name, value in json.loads(written).items() if name != "version"}))
+    with pytest.raises(ValueError, match=r"another conversion \(version None, now 2"):  # of before there were objects
+        prepare(ShapeScenes(size=4), tmp_path / "a")
+    plan.write_text(written)
     with pytest.raises(ValueError, match=r"another conversion \(samples 4, now 5\)"):
         prepare(ShapeScenes(size=5), tmp_path / "a")
     (tmp_path / "b").mkdir()

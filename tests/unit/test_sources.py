@@ -17,7 +17,7 @@ from pixelthink.data.base import SampleSource
 from pixelthink.data.checks import check_sample
 from pixelthink.data.coco import COCO
 from pixelthink.data.evaluated import EvaluatedSource
-from pixelthink.data.images import encode_png
+from pixelthink.data.images import encode_png, open_rgb
 from pixelthink.data.labelme import LabelMe
 from pixelthink.data.mixture import Mixture
 from pixelthink.data.reasonseg import ReasonSeg
@@ -380,6 +380,22 @@ def test_a_lost_image_leaves_its_object_known(tmp_path: Path) -> None:
     assert [s.object_id for s in lost] == [s.object_id for s in seen]
     assert {s.object_id for s in lost if s.lost} == {"m/r/0#1", "m/t/x"}
     assert {s.id: s.object_id for s in seen}["s/shapes-train-0-1~2"] == "s/shapes-train-0-1"  # asked a second time
+
+
+class Unnamed(SampleSource):
+    """One sample, whose id stands in its image, which is nowhere."""
+
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, index: int) -> Sample:
+        image = open_rgb("/nowhere.jpg")
+        return Sample(str(image.info), image, "what?")
+
+
+def test_a_source_that_knows_nothing_without_its_image_loses_name_and_object() -> None:
+    lost = EvaluatedSource(opened(Mixture({"m": Unnamed()})))[0]
+    assert (lost.id, lost.object_id, lost.lost) == ("#0", None, "/nowhere.jpg: there is no such image")
 
 
 def test_python_2_pickles_with_either_encoding(tmp_path: Path) -> None:

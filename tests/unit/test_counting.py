@@ -235,6 +235,7 @@ def _report_on(rank: int, world: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_numbers_of_one(tmp_path: Path) -> None:
     spawn: Callable[..., Any] = mp.spawn
     spawn(_report_on, args=(2, str(tmp_path)), nprocs=2)

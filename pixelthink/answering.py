@@ -124,12 +124,13 @@ def masks_or_reasons(segmenter: Segmenter, requests: Sequence[SegmentationReques
 
 
 def lost_prediction(prompt: Prompt) -> Prediction:
-    """What stands for a sample whose image is lost: no answer, an empty mask, and the cause."""
-    assert prompt.sample.lost is not None
+    """What stands for a sample without its image: no answer, an empty mask, and the cause."""
+    lost = prompt.sample.lost
+    assert lost is not None
     nothing = Answer("", None, None, think_ok=False, answer_ok=False, failure=None)
     completion = Completion((), (), "", "stop", reasoning_tokens=0, uncertainty=None, answer_tokens=0)
     mask = empty_mask(prompt)
-    return Prediction(prompt, completion, nothing, mask, "image_lost", failure_detail=prompt.sample.lost)
+    return Prediction(prompt, completion, nothing, mask, lost.cause, failure_detail=lost.reason)
 
 
 def empty_mask(prompt: Prompt) -> np.ndarray:

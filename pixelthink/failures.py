@@ -6,10 +6,15 @@ from typing import Literal, get_args
 
 from pixelthink.parsing import Failure
 
-EvaluationFailure = Literal["box_outside_image", "segmenter_error", "image_lost"]
+ImageFailure = Literal["image_lost", "image_unreadable"]
+"""Why a sample was not even asked: no file was where its image should be when it was its turn; there was one, and it
+could not be read as an image (truncated, damaged, no image at all, too large, not to be opened)."""
+
+IMAGE_FAILURES: tuple[ImageFailure, ...] = get_args(ImageFailure)
+
+EvaluationFailure = Literal["box_outside_image", "segmenter_error", ImageFailure]
 """Why a readable answer, or none at all, has no mask: every answered box lies wholly outside the image; the segmenter
-raised or gave something that is no mask of the image; the image was there when the run began and could not be found
-when it was its turn."""
+raised or gave something that is no mask of the image; or see `ImageFailure`."""
 
 Cause = Literal[Failure, EvaluationFailure]
 """Why a sample scores 0, see `pixelthink.parsing.Failure` and `EvaluationFailure`."""

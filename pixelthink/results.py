@@ -11,9 +11,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from pixelthink.atomic_files import write_atomically
+from pixelthink.failures import IMAGE_FAILURES
 from pixelthink.geometry import decode_rle, encode_rle
 from pixelthink.jsonl import read_rows
 from pixelthink.metrics.measured import Measured
@@ -36,7 +35,7 @@ def sample_row(prediction: Prediction, measured: Measured | None, thumbnail: str
         thumbnail: Path of a small copy of the image, relative to the folder of the results.
     """
     sample, completion = prediction.prompt.sample, prediction.completion
-    lost = sample.lost is not None
+    sized = sample.lost is None or sample.mask is not None
     file = sample.meta.get("file")
     return {
         "id": sample.id,
@@ -46,7 +45,7 @@ def sample_row(prediction: Prediction, measured: Measured | None, thumbnail: str
         "difficulty": sample.difficulty,
         "level": None if sample.difficulty is None else difficulty_level(sample.difficulty),
         "image": str(file) if file is not None else None,
-        "size": None if lost else list(sample.image.size),
+        "size": list(sample.image.size) if sized else None,
         "thumbnail": thumbnail,
         "response": completion.text,
         "reasoning": prediction.answer.reasoning,
@@ -57,7 +56,7 @@ def sample_row(prediction: Prediction, measured: Measured | None, thumbnail: str
         "failure": prediction.failure,
         "failure_detail": prediction.failure_detail,
         "flaws": list(prediction.flaws),
-        "prediction": None if lost else encode_rle(prediction.mask),
+        "prediction": encode_rle(prediction.mask) if sized else None,
         "target": None if sample.mask is None else encode_rle(sample.mask),
         "ignore": None if sample.ignore is None else encode_rle(sample.ignore),
         "intersection": None if measured is None else measured.intersection,
@@ -85,10 +84,10 @@ def recorded_prediction(prompt: Prompt, row: Row, answer_style: str) -> Predicti
 
     Args:
         prompt: The question, read again. Where its image has been lost since, the row knows all but the image.
-        row: Its row.
+        row: Its row, of a sample that was asked.
         answer_style: Style of the answers, see `pixelthink.parsing.parse_completion`.
     """
-    if prompt.sample.lost is not None and row["size"] is not None:
+    if prompt.sample.lost is not None:
         prompt = replace(prompt, sample=_remembered(prompt.sample, row))
     answer = parse_completion(row["response"], answer_style)
     completion = Completion(
@@ -104,13 +103,18 @@ def recorded_prediction(prompt: Prompt, row: Row, answer_style: str) -> Predicti
         prompt=prompt,
         completion=completion,
         answer=answer,
-        mask=np.zeros((1, 1), dtype=bool) if row["prediction"] is None else decode_rle(row["prediction"]),
+        mask=decode_rle(row["prediction"]),
         failure=row["failure"],
         objects=targets_of(row, "objects"),
         timings=Timings(**row["timings"]),
         flaws=tuple(row["flaws"]),
         failure_detail=row["failure_detail"],
     )
+
+
+def was_asked(row: Row) -> bool:
+    """Whether a row's image could be read, so that there is an answer, good or not."""
+    return row["failure"] not in IMAGE_FAILURES
 
 
 def _remembered(sample: Sample, row: Row) -> Sample:

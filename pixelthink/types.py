@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from pixelthink.failures import Cause, Flaw
+    from pixelthink.failures import Cause, Flaw, ImageFailure
     from pixelthink.geometry import CoordinateFrame
     from pixelthink.parsing import Answer
 
@@ -49,6 +49,19 @@ class Target:
 
 
 @dataclass(frozen=True)
+class LostImage:
+    """Why a sample has no image.
+
+    Attributes:
+        cause: As it is counted.
+        reason: More about it, on one line that names the file.
+    """
+
+    cause: ImageFailure
+    reason: str
+
+
+@dataclass(frozen=True)
 class Sample:
     """One image with one question, as a `SampleSource` yields it; everything in original pixels.
 
@@ -63,7 +76,7 @@ class Sample:
         reasoning: Reference reasoning by style name, for a supervised cold start and for judges.
         meta: Whatever the source wants to keep for reports.
         index: Position in its source; None where nobody counted.
-        lost: Why the image is not there; the image is a placeholder then, and all but id, index and object unknown.
+        lost: Why there is no image; `image` is blank then, of the right size where mask and targets are there.
         object_id: What the question asks for, unique within its source: the questions of one object share image and
             target, and count once where evaluation counts objects. None: the sample is an object of its own.
     """
@@ -78,7 +91,7 @@ class Sample:
     reasoning: Mapping[str, str] = field(default_factory=dict)
     meta: Mapping[str, Any] = field(default_factory=dict)
     index: int | None = None
-    lost: str | None = None
+    lost: LostImage | None = None
     object_id: str | None = None
 
 

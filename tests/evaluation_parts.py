@@ -12,6 +12,7 @@ from typing import Any
 import lightning as L
 import numpy as np
 from lightning.pytorch.callbacks import Callback
+from PIL import Image
 
 from pixelthink.data.base import SampleSource
 from pixelthink.data.images import open_rgb
@@ -79,6 +80,24 @@ class RemoveFile(Callback):
         Path(self.path).unlink(missing_ok=True)
 
 
+class DamageFile(Callback):
+    """Overwrites a file's end, or all of it, when the first batch has been answered, in whatever run it is.
+
+    Args:
+        path: The file.
+        keep: Bytes that are left of its beginning.
+    """
+
+    def __init__(self, path: str, keep: int) -> None:
+        self.path = path
+        self.keep = keep
+
+    def on_test_batch_end(self, *rest: Any) -> None:
+        Path(self.path).write_bytes(Path(self.path).read_bytes()[: self.keep])
+
+    on_validation_batch_end = on_predict_batch_end = on_test_batch_end
+
+
 class KillRun(Callback):
     """Kills the process before a batch of a test begins.
 
@@ -107,3 +126,14 @@ class NoImages(SampleSource):
 
     def __getitem__(self, index: int) -> Sample:
         return Sample(self.ids()[index], open_rgb(f"/nowhere/{index}.jpg"), "what?")
+
+
+class WrongMask(SampleSource):
+    """A sample as it should be, and one whose mask is of another image."""
+
+    def __len__(self) -> int:
+        return 2
+
+    def __getitem__(self, index: int) -> Sample:
+        side = 8 - 3 * index
+        return Sample("ab"[index], Image.new("RGB", (8, 8)), "what?", np.ones((side, side), dtype=bool))

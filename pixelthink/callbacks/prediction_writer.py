@@ -7,6 +7,7 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import asdict
 from itertools import count
 from pathlib import Path
@@ -35,9 +36,9 @@ class PredictionWriter(Callback):
     NAME is made of the sample's id. Masks are 0 and 255 at the image's own resolution, empty where the answer failed;
     overlays show mask, box and points on the image. A row holds `id, image, question, text, reasoning, answer` (the
     objects in pixels of the image), `mask` (COCO RLE), `failure, failure_detail, flaws, finish_reason,
-    reasoning_tokens, timings` and the names of the `files`. Of an image that has vanished since the run began there is
-    a row without mask and files. Everything is on disk as soon as its batch is answered, the rows in
-    `predictions.part-PROCESS.jsonl` until the end.
+    reasoning_tokens, timings` and the names of the `files`. Of an image that has vanished since the run began, or that
+    cannot be read, there is a row without mask and files. Everything is on disk as soon as its batch is answered, the
+    rows in `predictions.part-PROCESS.jsonl` until the end.
 
     Args:
         path: Folder to write to; made where it is missing.
@@ -57,6 +58,7 @@ class PredictionWriter(Callback):
         self._folder = Path(path)
         self._names: dict[str, str] = {}
         self._part: IO[str] | None = None
+        self._found_images = False
 
     def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         ids = trainer.datamodule.sources["predict"].ids()  # type: ignore[attr-defined]
@@ -89,6 +91,15 @@ class PredictionWriter(Callback):
                 part.unlink()
             print(_summary(self._folder, ordered))
 
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """Leaves what was answered; where not one image could be read, nothing."""
+        if self._part is None or self._found_images:
+            return
+        self._part.close()
+        self._part_file(trainer.global_rank).unlink(missing_ok=True)
+        with suppress(OSError):  # another process has left something there
+            self._folder.rmdir()
+
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if self._part is not None:
             self._part.close()  # a second time does no harm; the first is missing where the run failed
@@ -101,6 +112,7 @@ class PredictionWriter(Callback):
         name = self._names[prediction.prompt.sample.id]
         files: dict[str, str] = {}
         there = prediction.prompt.sample.lost is None
+        self._found_images |= there
         if self.overlays and there:
             files["overlay"] = f"{name}.overlay.png"
             write_atomically(self._folder / files["overlay"], encode_png(draw_overlay(prediction)))

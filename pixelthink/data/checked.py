@@ -132,13 +132,14 @@ def row_to_sample(row: Mapping[str, Any]) -> Sample:
     """
     stored = row["image"] or {}
     data, path = stored.get("bytes"), stored.get("path")
+    size = row["width"], row["height"]
     if data is not None:
-        image = open_rgb(data, f"image of {row['id']!r}")
+        image = open_rgb(data, f"image of {row['id']!r}", size)
     elif path is not None:
-        image = open_rgb(path)
+        image = open_rgb(path, size=size)
     else:
         raise ValueError("there is neither an image nor a path to one")
-    if image.size != (row["width"], row["height"]):
+    if image.size != size:
         raise ValueError(f"the image is {image.width} × {image.height}, the row says {row['width']} × {row['height']}")
     meta = json.loads(row["meta"]) | {"source": row["source"]}
     if row["licence"] is not None:

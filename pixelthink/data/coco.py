@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 from lightning.pytorch.utilities import rank_zero_info
@@ -194,10 +194,11 @@ def instances_sample(
     """
     record = data.image(image_id)
     file = Path(folder) / str(record.get("file_name"))
-    image = open_rgb(file)
-    size = (record.get("height"), record.get("width"))
-    if None not in size and size != (image.height, image.width):
-        raise ValueError(f"{file}: the image is {image.height} × {image.width}, {data.path} says {size[0]} × {size[1]}")
+    size = (record.get("width"), record.get("height"))
+    whole = all(isinstance(side, int) for side in size)
+    image = open_rgb(file, size=cast("tuple[int, int]", size) if whole else None)
+    if None not in size and size != image.size:
+        raise ValueError(f"{file}: the image is {image.height} × {image.width}, {data.path} says {size[1]} × {size[0]}")
     mask = np.zeros((image.height, image.width), dtype=bool)
     targets: list[Target] = []
     for annotation in objects:

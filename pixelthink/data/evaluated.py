@@ -1,4 +1,4 @@
-"""A source as evaluation reads it: numbered, and whole even where an image has vanished since the run began."""
+"""A source as evaluation reads it: numbered, and whole even where an image has vanished or cannot be read."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from dataclasses import replace
 from PIL import Image
 
 from pixelthink.data.base import SampleSource
-from pixelthink.data.images import ImageLost
-from pixelthink.types import Sample
+from pixelthink.data.images import UnusableImage, blank_images
+from pixelthink.types import LostImage, Sample
 
 PLACEHOLDER_QUESTION = "(the image is lost)"
 
 
 class EvaluatedSource:
-    """The samples of a source with their positions; one whose image file is gone says so instead of raising.
+    """The samples of a source with their positions; one whose image is gone or damaged says so instead of raising.
 
-    Only a file that is not there is taken so, for everything else that is wrong with a sample, a damaged image
-    included, is an error that names it: what was never there is refused by the source's `setup`, or by the module where
-    not one image could be found.
+    Such a sample has all that its source knows without the image: id, question, difficulty, and mask and targets where
+    the image's size is known, from the annotations or from what is left of the file. Everything else that is wrong with
+    a sample, a mask of another size say, is an error of the data set: it is raised and names the sample.
 
     Args:
         source: The samples, set up.
@@ -34,30 +34,35 @@ class EvaluatedSource:
         try:
             return replace(self.source[index], index=index)
         except ValueError as error:
-            lost = _lost_image(error)
-            if lost is None:
+            unusable = _unusable_image(error)
+            if unusable is None:
                 raise
-            placeholder = Image.new("RGB", (1, 1))
-            name, shared = self._name(index), self._object(index)
-            return Sample(name, placeholder, PLACEHOLDER_QUESTION, index=index, lost=str(lost), object_id=shared)
+            lost = LostImage(unusable.cause, str(unusable))
+        return replace(self._without_image(index), index=index, lost=lost)
 
-    def _name(self, index: int) -> str:
-        """The sample's id, or its number where its source knows ids by reading images only."""
+    def _without_image(self, index: int) -> Sample:
+        """What the source knows of a sample without its image.
+
+        Raises:
+            ValueError: what it knows does not fit together.
+        """
+        blank = Image.new("RGB", (1, 1))
         try:
-            return self.source.ids()[index]
-        except ImageLost:
-            return f"#{index}"
+            name, shared = self.source.ids()[index], self.source.object_id(index)
+        except UnusableImage:
+            return Sample(f"#{index}", blank, PLACEHOLDER_QUESTION)  # what it is called stands in its image only
+        with blank_images() as blanks:
+            try:
+                sample = self.source[index]
+            except ValueError:
+                if blanks.sizes_known:
+                    raise
+                return Sample(name, blank, PLACEHOLDER_QUESTION, object_id=shared)
+        return sample if blanks.sizes_known else replace(sample, mask=None, ignore=None, targets=())
 
-    def _object(self, index: int) -> str | None:
-        """What the sample asks for; None where its source knows that by reading images only."""
-        try:
-            return self.source.object_id(index)
-        except ImageLost:
-            return None
 
-
-def _lost_image(error: BaseException | None) -> ImageLost | None:
-    """The `ImageLost` among an error and those that led to it, which sources may have worded anew."""
-    while error is not None and not isinstance(error, ImageLost):
+def _unusable_image(error: BaseException | None) -> UnusableImage | None:
+    """The `UnusableImage` among an error and those that led to it, which sources may have worded anew."""
+    while error is not None and not isinstance(error, UnusableImage):
         error = error.__cause__ or error.__context__
     return error

@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw
 
 from pixelthink.data.base import SampleSource
 from pixelthink.data.files import read_json
-from pixelthink.data.images import open_rgb
+from pixelthink.data.images import open_mask, open_rgb
 from pixelthink.geometry import target_from_mask
 from pixelthink.types import Sample
 
@@ -212,7 +212,7 @@ def _pasted(data: object, corner: tuple[float, float], height: int, width: int) 
         png = base64.b64decode(data if isinstance(data, str) else "", validate=True)
     except (binascii.Error, ValueError):
         png = b""
-    part = np.asarray(open_rgb(png, "its mask"))[..., 0] > 0
+    part = open_mask(png, "its mask")
     x, y = int(corner[0]), int(corner[1])
     mask = np.zeros((height, width), dtype=bool)
     left, top, right, bottom = max(x, 0), max(y, 0), min(x + part.shape[1], width), min(y + part.shape[0], height)

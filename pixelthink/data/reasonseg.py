@@ -93,8 +93,8 @@ class ReasonSeg(SampleSource):
     def setup(self) -> None:
         """Reads the annotations and difficulties; images are opened one by one as they are asked for.
 
-        Broken JSON, an empty text, an annotation without image or an image without annotation is a row like any other,
-        and the error of that row.
+        Broken JSON, an empty text or an image without annotation is a row like any other, and the error of that row; so
+        is an annotation whose image is not there.
 
         Raises:
             ValueError: a folder without samples, a difficulty that is missing or not in 1…10. One line that names the
@@ -167,9 +167,7 @@ def _read_pair(stem: str, file: Path, image: Path, texts: str) -> list[_Row]:
     if not file.is_file():
         raise ValueError(f"{image}: there is no annotation {stem}.json beside it")
     annotation = read_json(file)
-    if not image.is_file():
-        if isinstance(annotation, dict) and "text" in annotation:
-            raise ValueError(f"{file}: there is no image {stem}.jpg beside it")
+    if not image.is_file() and not (isinstance(annotation, dict) and "text" in annotation):
         return []
     questions = _questions(annotation, file)
     if texts == "first":

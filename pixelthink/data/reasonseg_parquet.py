@@ -43,10 +43,10 @@ class ReasonSegParquet(TableSource):
         return self._objects[index]
 
     def read_sample(self, row: dict[str, Any], name: str, difficulty: float | None) -> Sample:
-        image = read_image(row["image"], f"id {name!r}")
         mask = row["mask"]
         if not isinstance(mask, np.ndarray):
             raise ValueError("mask is not a list of equally long lists of booleans")
+        image = read_image(row["image"], f"id {name!r}", mask.shape[::-1])
         sizes = {"mask": mask.shape, "image": (image.height, image.width)}
         if "img_height" in row and "img_width" in row:
             sizes["img_height, img_width"] = (row["img_height"], row["img_width"])

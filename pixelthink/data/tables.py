@@ -86,8 +86,8 @@ def open_table(path: str, split: str) -> Table:
         raise ValueError(f"{path}: cannot be read as a table: {reason}") from None
 
 
-def read_image(value: Any, owner: str) -> Image.Image:
-    """The image of a table's cell: a file's bytes, a path, or `{"bytes": …, "path": …}`.
+def read_image(value: Any, owner: str, size: tuple[int, int] | None = None) -> Image.Image:
+    """The image of a table's cell: a file's bytes, a path, or `{"bytes": …, "path": …}`; `size` as in `open_rgb`.
 
     Raises:
         ValueError: the cell holds none of these, or no readable image; begins with `owner`.
@@ -95,7 +95,7 @@ def read_image(value: Any, owner: str) -> Image.Image:
     if isinstance(value, dict):
         value = value.get("bytes") or value.get("path")
     if isinstance(value, bytes | str):
-        return open_rgb(value, f"{owner}: image" if isinstance(value, bytes) else None)
+        return open_rgb(value, f"{owner}: image" if isinstance(value, bytes) else None, size)
     raise ValueError(f"{owner}: image must be bytes, a path or {{bytes, path}}, got {type(value).__name__}")
 
 

@@ -18,7 +18,7 @@ class Measured:
         id: The sample's id.
         difficulty: 1 to 10, or None where nobody rated it.
         intersection: Pixels, under the protocol.
-        union: Pixels, under the protocol; 0 where the image is lost, since the size of the target is.
+        union: Pixels, under the protocol; 0 where an image is lost and the size of its target with it.
         iou: In 0 to 1; 0 where the answer failed, also where there was nothing to be found.
         failure: Why the sample scores 0, or None.
         flaws: What is odd about the answer.
@@ -67,12 +67,12 @@ def measure(prediction: Prediction, protocol: Protocol) -> Measured:
         ValueError: the sample's true mask is unknown; names it.
     """
     sample, completion = prediction.prompt.sample, prediction.completion
-    if sample.lost is not None:
-        shared, joined = 0, 0
-    elif sample.mask is None:
-        raise ValueError(f"sample {sample.id!r} has no mask, so its answer cannot be measured; use predict")
-    else:
+    if sample.mask is not None:
         shared, joined = mask_counts(prediction.mask, sample.mask, sample.ignore, protocol)
+    elif sample.lost is not None:
+        shared, joined = 0, 0
+    else:
+        raise ValueError(f"sample {sample.id!r} has no mask, so its answer cannot be measured; use predict")
     return Measured(
         id=sample.id,
         difficulty=sample.difficulty,

@@ -193,6 +193,8 @@ ANSWERS: dict[str, tuple[str, str | None]] = {
     "7-raises": (json.dumps(GOOD | {"bbox": [13, 10, 49, 39]}), "segmenter_error"),
     "8-no-mask": (json.dumps(GOOD | {"bbox": [14, 10, 49, 39]}), "segmenter_error"),
     "9-vanishes": (NEVER_READ, "image_lost"),
+    "a-truncated": (NEVER_READ, "image_unreadable"),
+    "b-no-image": (NEVER_READ, "image_unreadable"),
 }
 
 
@@ -209,17 +211,34 @@ def scenes(tmp_path: Path) -> Path:
     return folder
 
 
+def damage(scenes: Path, name: str, keep: int) -> str:
+    """The callback that leaves so many bytes of an image once the first batch has been answered."""
+    path = scenes / f"{name}.jpg"
+    return f"{{class_path: tests.evaluation_parts.DamageFile, init_args: {{path: {path}, keep: {keep}}}}}, "
+
+
+def rated(scenes: Path) -> Path:
+    """A file of difficulties: all are hard."""
+    path = scenes.parent / "difficulty.json"
+    rows = [{"image_id": name, "difficulty_score_model": 7.0} for name in ANSWERS]
+    path.write_text(json.dumps(rows), encoding="utf-8")
+    return path
+
+
 def faulty(folder: Path, scenes: Path, *options: str, workers: int = 0) -> list[str]:
-    """Options of an evaluation in which everything goes wrong that can, in batches of 5."""
+    """Options of an evaluation in which everything goes wrong that can, in batches of 2."""
     script = folder / "script.json"
     script.write_text(json.dumps({name: text for name, (text, _) in ANSWERS.items()}), encoding="utf-8")
     remove = f"{{class_path: tests.evaluation_parts.RemoveFile, init_args: {{path: {scenes}/9-vanishes.jpg}}}}, "
     segmenter = "{class_path: tests.evaluation_parts.BoxFiller, init_args: {fails_at: 13, tiny_at: 14}}"
+    source = f"{{class_path: ReasonSeg, init_args: {{root: {scenes}, difficulty_file: {rated(scenes)}}}}}"
     return [
-        *command(folder, callbacks=remove, size=1),
+        *command(
+            folder, callbacks=remove + damage(scenes, "a-truncated", 700) + damage(scenes, "b-no-image", 0), size=1
+        ),
         f"--model.rollout={{class_path: tests.evaluation_parts.ScriptedEngine, init_args: {{script: {script}}}}}",
         f"--model.segmenter={segmenter}",
-        f"--data.test={{class_path: ReasonSeg, init_args: {{root: {scenes}}}}}",
+        *(f"--data.test={source}", f"--data.val={source}"),
         *("--data.eval_batch_size=2", f"--data.num_workers={workers}", *options),
     ]
 
@@ -229,27 +248,82 @@ def test_every_fault_is_counted_and_no_sample_dropped(tmp_path: Path, scenes: Pa
         main(["test", *faulty(tmp_path, scenes)])
     metrics, rows = results(tmp_path)
     assert {row["id"]: row["failure"] for row in rows} == {name: cause for name, (_, cause) in ANSWERS.items()}
-    assert metrics["n"] == len(rows) == 10
+    assert metrics["n"] == metrics["n/hard"] == len(rows) == 12
     causes = ("no_json", "not_finite", "empty_box", "box_outside_image", "image_lost")
-    assert metrics["failures"] == dict.fromkeys(causes, 1) | {"segmenter_error": 2}
+    assert metrics["failures"] == dict.fromkeys(causes, 1) | {"segmenter_error": 2, "image_unreadable": 2}
     assert metrics["flaws"] == {"points_off_box": 1, "box_beyond_image": 1}
-    assert metrics["parse_rate"] == pytest.approx(0.7)
+    assert metrics["parse_rate"] == pytest.approx(9 / 12)
     cut = 102 * 30  # the box that reaches beyond the image, cut at its right edge
-    assert metrics["giou"] == pytest.approx((1 + 1 + 1200 / cut) / 10)
-    assert metrics["ciou"] == pytest.approx(3 * 1200 / (8 * 1200 + cut))
+    assert metrics["giou"] == pytest.approx((1 + 1 + 1200 / cut) / 12)
+    assert metrics["ciou"] == pytest.approx(3 * 1200 / (9 * 1200 + cut)), (
+        "the truncated image says its size, not the two"
+    )
     by_id = {row["id"]: row for row in rows}
     assert by_id["7-raises"]["failure_detail"] == "RuntimeError: no such thing"
     assert by_id["8-no-mask"]["failure_detail"] == "a mask must be bool (112, 112), got bool (1, 1)"
     assert by_id["9-vanishes"]["failure_detail"] == f"{scenes}/9-vanishes.jpg: there is no such image"
     assert by_id["9-vanishes"]["prediction"] is by_id["9-vanishes"]["target"] is by_id["9-vanishes"]["size"] is None
-    assert "N = 10" in capsys.readouterr().out
+    assert by_id["b-no-image"]["prediction"] is by_id["b-no-image"]["target"] is None
+    reason = f"{scenes}/a-truncated.jpg: not a readable image: image file is truncated"
+    assert by_id["a-truncated"]["failure_detail"].startswith(reason)
+    assert (by_id["a-truncated"]["intersection"], by_id["a-truncated"]["union"]) == (0, 1200)
+    assert by_id["a-truncated"]["target"] == by_id["0-good"]["target"]
+    assert {row["question"] for row in rows} == {"the box"}
+    said = capsys.readouterr()
+    assert "N = 12" in said.out
+    assert said.err.count("counts as image_unreadable: ") == 2
+    assert f"pixelthink: sample 'a-truncated' counts as image_unreadable: {reason}" in said.err
+    assert f"pixelthink: sample '9-vanishes' counts as image_lost: {scenes}/9-vanishes.jpg: there is no" in said.err
+
+
+def test_validate_counts_damaged_images_as_test_does(tmp_path: Path, scenes: Path) -> None:
+    main(["validate", *faulty(tmp_path, scenes)])
+    metrics, rows = results(tmp_path)
+    assert len(rows) == metrics["n"] == 12
+    assert [row["id"] for row in rows if row["failure"] == "image_unreadable"] == ["a-truncated", "b-no-image"]
+
+
+def test_a_repaired_image_is_asked_when_the_run_goes_on(tmp_path: Path, scenes: Path) -> None:
+    texts = json.dumps(GOOD)
+    script = tmp_path / "answers.json"
+    script.write_text(json.dumps(dict.fromkeys(ANSWERS, texts)), encoding="utf-8")
+    engine = f"--model.rollout={{class_path: tests.evaluation_parts.ScriptedEngine, init_args: {{script: {script}}}}}"
+    files = [scenes / f"{name}.jpg" for name in ANSWERS]
+    sound = files[0].read_bytes()
+
+    def run(folder: str, *callbacks: str) -> list[str]:
+        (tmp_path / folder).mkdir(exist_ok=True)
+        writer = f"{{class_path: ResultsWriter, init_args: {{path: {tmp_path}/{folder}/out}}}}"
+        return [*faulty(tmp_path / folder, scenes, engine), f"--trainer.callbacks=[{''.join(callbacks)}{writer}]"]
+
+    main(["test", *run("whole")])
+    (scenes / "1-no-json.jpg").write_bytes(sound[:700])
+    (scenes / "2-nan.jpg").unlink()
+    kill = "{class_path: tests.evaluation_parts.KillRun, init_args: {before_batch: 2}}, "
+    assert as_program("test", *run("killed", kill)).returncode == -signal.SIGKILL
+    lines = (tmp_path / "killed/out/samples.part-0.jsonl").read_text(encoding="utf-8").splitlines()[1:]
+    failures = [json.loads(line)["failure"] for line in lines]
+    assert failures == [None, "image_unreadable", "image_lost", None]
+    for name in ("1-no-json", "2-nan"):
+        (scenes / f"{name}.jpg").write_bytes(sound)
+    (scenes / "0-good.jpg").write_bytes(b"damaged since it was answered")
+    main(["test", *run("killed")])
+    assert results(tmp_path / "killed") == results(tmp_path / "whole")
+
+
+def test_a_mask_of_another_size_still_stops(tmp_path: Path, scenes: Path, capsys) -> None:
+    with pytest.raises(SystemExit):
+        main(["test", *faulty(tmp_path, scenes, "--data.test=tests.evaluation_parts.WrongMask")])
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error == "pixelthink: error: sample 'b': the mask has shape (5, 5), the image needs (8, 8)"
 
 
 def test_a_folder_without_its_images_is_an_error(tmp_path: Path, scenes: Path, capsys) -> None:
     with pytest.raises(SystemExit):
         main(["test", *faulty(tmp_path, scenes, "--data.test=tests.evaluation_parts.NoImages")])
     error = capsys.readouterr().err.strip().splitlines()[-1]
-    assert error == "pixelthink: error: not one of 2 images could be found: is their folder right?"
+    reason = "not one of 2 images could be read (image_lost 2); the first: /nowhere/0.jpg: there is no such image"
+    assert error == f"pixelthink: error: {reason}"
 
 
 def test_a_judge_that_times_out_is_counted_and_asked_again(whole: Path, tmp_path: Path) -> None:

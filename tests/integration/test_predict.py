@@ -120,17 +120,43 @@ def test_answers_that_fail_are_written_too(tmp_path: Path, tiny_policy_path: Pat
     assert f"2 prediction(s) in {tmp_path / 'out'}; without a usable answer: no_json 2" in capsys.readouterr().out
 
 
-def test_a_damaged_image_is_named_and_what_was_answered_stays(tmp_path: Path, capsys) -> None:
+@pytest.mark.parametrize("source", ["folder", "csv", "jsonl"])
+def test_a_damaged_image_is_a_row_and_the_others_are_answered(source: str, tmp_path: Path, capsys) -> None:
     scene = (ROOT / "assets/shapes.png").read_bytes()
-    (tmp_path / "good.png").write_bytes(scene)
-    (tmp_path / "hurt.png").write_bytes(scene[:300])
-    folder = ("--data.predict=ImageFolder", f"--data.predict.root={tmp_path}", "--data.eval_batch_size=1")
-    with pytest.raises(SystemExit):
-        predict(tmp_path / "out", *folder, f"--data.predict.question={QUESTION}")
-    assert f"pixelthink: error: {tmp_path}/hurt.png: not a readable image" in capsys.readouterr().err
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
-        *("good.mask.png", "good.overlay.png", "predictions.part-0.jsonl")
+    for name, data in {"a.png": scene, "b.png": scene[:300], "c.png": b"no image", "d.png": scene}.items():
+        (tmp_path / name).write_bytes(data)
+    names = ("a", "b", "c", "d")
+    table = tmp_path / f"asked.{source}"
+    if source == "csv":
+        table.write_text("id,image,question\n" + "".join(f"{n},{n}.png,{QUESTION}\n" for n in names), encoding="utf-8")
+    elif source == "jsonl":
+        rows = [{"id": n, "image": f"{n}.png", "question": QUESTION} for n in names]
+        table.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    folder = ("--data.predict=ImageFolder", f"--data.predict.root={tmp_path}", f"--data.predict.question={QUESTION}")
+    from_table = ("--data.predict=QuestionTable", f"--data.predict.path={table}")
+    written = predict(tmp_path / "out", *(folder if source == "folder" else from_table), "--data.eval_batch_size=2")
+    assert [(row["id"], row["failure"]) for row in written] == [
+        *(("a", None), ("b", "image_unreadable"), ("c", "image_unreadable"), ("d", None))
     ]
+    assert [row["question"] for row in written] == [QUESTION] * 4
+    assert [len(row["files"]) for row in written] == [2, 0, 0, 2]
+    assert written[1]["failure_detail"].startswith(f"{tmp_path}/b.png: not a readable image: ")
+    assert written[1]["image"] == f"{tmp_path}/b.png"
+    said = capsys.readouterr()
+    assert f"4 prediction(s) in {tmp_path / 'out'}; without a usable answer: image_unreadable 2" in said.out
+    assert f"pixelthink: sample 'c' counts as image_unreadable: {tmp_path}/c.png: not a readable image" in said.err
+
+
+def test_where_no_image_can_be_read_one_line_says_so_and_nothing_is_left(tmp_path: Path, capsys) -> None:
+    (tmp_path / "hurt.png").write_bytes((ROOT / "assets/shapes.png").read_bytes()[:300])
+    with pytest.raises(SystemExit):
+        predict(tmp_path / "out", f"--data.predict.image={tmp_path}/hurt.png", "--data.predict.question=x")
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    said = (
+        f"pixelthink: error: not one of 1 images could be read (image_unreadable 1); the first: {tmp_path}/hurt.png: "
+    )
+    assert error.startswith(said)
+    assert not (tmp_path / "out").exists()
 
 
 def test_an_image_that_vanishes_is_a_row_without_files(tmp_path: Path, monkeypatch) -> None:

@@ -27,7 +27,7 @@ FLOORS = (
     {"parsing"},
     {"failures"},
     {"data", "policies", "rollouts", "rewards", "grpo", "segmenters", "metrics", "judges", "training_stats"},
-    {"answering"},
+    {"answering", "lost_images"},
     {"results"},
     {"journal", "finished_run"},
     {"comparison"},

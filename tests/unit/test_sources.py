@@ -28,7 +28,7 @@ from pixelthink.data.refcocog840 import RefCOCOg840
 from pixelthink.data.shape_scenes import ShapeScenes
 from pixelthink.data.visionreasoner import VisionReasonerRows
 from pixelthink.geometry import encode_rle
-from pixelthink.types import Sample
+from pixelthink.types import LostImage, Sample
 from tests.photos import PHOTOS, needs_photos
 
 pa = pytest.importorskip("pyarrow")
@@ -395,7 +395,9 @@ class Unnamed(SampleSource):
 
 def test_a_source_that_knows_nothing_without_its_image_loses_name_and_object() -> None:
     lost = EvaluatedSource(opened(Mixture({"m": Unnamed()})))[0]
-    assert (lost.id, lost.object_id, lost.lost) == ("#0", None, "/nowhere.jpg: there is no such image")
+    assert (lost.id, lost.object_id, lost.lost) == (
+        *("#0", None, LostImage("image_lost", "/nowhere.jpg: there is no such image")),
+    )
 
 
 def test_python_2_pickles_with_either_encoding(tmp_path: Path) -> None:

@@ -40,6 +40,25 @@ class ScriptedEngine(HFEngine):
         return RolloutBatch(batch.prompts, tuple(completions), 1)
 
 
+class RehearsedEngine(HFEngine):
+    """Gives each prompt a group of known responses, in the policy's own tokens, so that it can train on them.
+
+    Args:
+        texts: One response for each completion of a group.
+    """
+
+    def __init__(self, texts: list[str]) -> None:
+        super().__init__()
+        self.texts = texts
+
+    def generate(self, batch: PromptBatch, sampling: SamplingConfig, seed: int) -> RolloutBatch:
+        group = []
+        for text in self.texts:
+            token_ids = tuple(self.backbone.processor.tokenizer.encode(text, add_special_tokens=False))
+            group.append(Completion(token_ids, (-1.0,) * len(token_ids), text, "stop", len(text.split()), 0.5))
+        return RolloutBatch(batch.prompts, tuple(group * len(batch)), len(group))
+
+
 class BoxFiller(Segmenter):
     """The mask is the box.
 

@@ -13,6 +13,7 @@ from pixelthink.rewards.base import LengthMode, LengthScore, Reward, RewardTerm
 from pixelthink.rewards.format import AnswerFormat, ThinkFormat
 from pixelthink.rewards.length import ReleasedBudget
 from pixelthink.rewards.localization import BoxIoU, BoxL1, PointL1
+from pixelthink.rewards.terms import named_terms, set_up, values_of
 from pixelthink.types import Score, ScoringCase
 
 if TYPE_CHECKING:
@@ -47,23 +48,19 @@ class PixelThinkReward(Reward):
         length: LengthScore = lazy_instance(ReleasedBudget),
         extra: list[RewardTerm] | None = None,
     ) -> None:
-        self.terms: dict[str, RewardTerm] = {
-            "think_format": resolved(think_format),
-            "answer_format": resolved(answer_format),
-            "box_iou": resolved(iou),
-            "point_l1": resolved(points),
-            "box_l1": resolved(box_l1),
+        own = {
+            "think_format": think_format,
+            "answer_format": answer_format,
+            "box_iou": iou,
+            "point_l1": points,
+            "box_l1": box_l1,
         }
-        for term in extra or []:
-            if term.name in self.terms:
-                raise ValueError(f"PixelThinkReward: two terms are named {term.name!r}")
-            self.terms[term.name] = term
+        self.terms = named_terms("PixelThinkReward", own, extra)
         self.length = resolved(length)
 
     def setup(self, device: str, segmenter: Segmenter) -> None:
         """Sets up the terms."""
-        for term in self.terms.values():
-            term.setup(device, segmenter)
+        set_up(self.terms, device, segmenter)
 
     def score(self, case: ScoringCase) -> Score:
         """Score of one response; raises ValueError, naming the sample, where a term lacks what it needs."""
@@ -71,10 +68,7 @@ class PixelThinkReward(Reward):
 
     def score_all(self, cases: Sequence[ScoringCase]) -> list[Score]:
         """Scores of a step's responses, term by term."""
-        columns = {name: term.values(cases) for name, term in self.terms.items()}
-        return [
-            self._combined(case, {name: column[i] for name, column in columns.items()}) for i, case in enumerate(cases)
-        ]
+        return [self._combined(case, parts) for case, parts in zip(cases, values_of(self.terms, cases), strict=True)]
 
     def _combined(self, case: ScoringCase, parts: Mapping[str, float]) -> Score:
         """The reward of one response from its terms and its length."""

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
 from pixelthink.parsing import Answer, AnswerObject
-from pixelthink.rewards.base import Reward
+from pixelthink.rewards.base import Reward, RewardTerm
 from pixelthink.rewards.localization import box_iou, box_l1, point_in_box
+from pixelthink.rewards.terms import named_terms, set_up, values_of
 from pixelthink.types import Score, ScoringCase, Target
+
+if TYPE_CHECKING:
+    from pixelthink.segmenters.base import Segmenter
+
+OWN_PARTS = ("format", "accuracy", "non_repeat")
+"""Names of the released parts."""
 
 _UNREADABLE = frozenset({"missing_key", "not_a_list", "wrong_length", "not_a_number"})
 
@@ -33,6 +41,10 @@ class VisionReasonerReward(Reward):
         max_objects: Further objects of an answer or of the truth are left out of the accuracy.
         no_target_accuracy: Accuracy where neither the answer nor the truth has an object; the released code gives 0,
             3 rewards saying that there is none.
+        extra: Terms to add, each logged under its class name; the released reward has none.
+
+    Raises:
+        ValueError: if two parts would be logged under one name, or `max_objects` leaves nothing.
     """
 
     answer_style = "visionreasoner"
@@ -44,6 +56,7 @@ class VisionReasonerReward(Reward):
         point_threshold: float = 30.0,
         max_objects: int = 120,
         no_target_accuracy: float = 0.0,
+        extra: list[RewardTerm] | None = None,
     ) -> None:
         if max_objects < 1:
             raise ValueError(f"VisionReasonerReward: max_objects must be at least 1, got {max_objects}")
@@ -52,15 +65,25 @@ class VisionReasonerReward(Reward):
         self.point_threshold = point_threshold
         self.max_objects = max_objects
         self.no_target_accuracy = no_target_accuracy
+        self.terms = named_terms("VisionReasonerReward", {}, extra, taken=OWN_PARTS)
+
+    def setup(self, device: str, segmenter: Segmenter) -> None:
+        """Sets up the extra terms."""
+        set_up(self.terms, device, segmenter)
 
     def score(self, case: ScoringCase) -> Score:
-        """Score of one response, with parts format, accuracy and non_repeat."""
-        parts = {
-            "format": format_score(case.answer),
-            "accuracy": self._accuracy(case),
-            "non_repeat": non_repeat(case.text),
-        }
-        return Score(reward=sum(parts.values()), parts=parts)
+        """Score of one response, with parts format, accuracy, non_repeat, and the extra terms."""
+        return self.score_all([case])[0]
+
+    def score_all(self, cases: Sequence[ScoringCase]) -> list[Score]:
+        """Scores of a step's responses."""
+        added = values_of(self.terms, cases)
+        rows = [self._own_parts(case) | extra for case, extra in zip(cases, added, strict=True)]
+        return [Score(reward=sum(parts.values()), parts=parts) for parts in rows]
+
+    def _own_parts(self, case: ScoringCase) -> dict[str, float]:
+        values = format_score(case.answer), self._accuracy(case), non_repeat(case.text)
+        return dict(zip(OWN_PARTS, values, strict=True))
 
     def _accuracy(self, case: ScoringCase) -> float:
         """Hits of the best matching, per object of the longer list; 0 to 3."""

@@ -153,6 +153,48 @@ def test_logged_responses_cannot_be_scored_by_their_masks(tmp_path: Path, capsys
     assert not (tmp_path / "out.jsonl").exists()
 
 
+def two_dogs(folder: Path) -> str:
+    """A COCO source of one image with two squares of 20 × 20 pixels, asked for together."""
+    Image.new("RGB", (112, 112), "white").save(folder / "dogs.png")
+    annotations = [
+        {"id": i, "image_id": 1, "category_id": 1, "segmentation": [[x, 10, x + 20, 10, x + 20, 30, x, 30]]}
+        for i, x in enumerate((10, 60))
+    ]
+    images = [{"id": 1, "file_name": "dogs.png", "width": 112, "height": 112}]
+    data = {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "dog"}]}
+    (folder / "instances.json").write_text(json.dumps(data))
+    return f"{{class_path: COCO, init_args: {{instances: {folder}/instances.json, images: {folder}}}}}"
+
+
+def several(*boxes: list[int]) -> str:
+    """A response that names objects, each with the middle of its box."""
+    objects = [{"bbox_2d": box, "point_2d": [(box[0] + box[2]) // 2, (box[1] + box[3]) // 2]} for box in boxes]
+    return f"<think>two of them</think><answer>{json.dumps(objects)}</answer>"
+
+
+@pytest.mark.slow
+def test_it_rewards_masks_of_several_objects_in_training(tmp_path: Path, tiny_policy_path: Path) -> None:
+    left, right = [10, 10, 29, 29], [60, 10, 79, 29]
+    texts = [several(left, right), several(left), several(left, [60, 10, 69, 29])]
+    parts = "tests.evaluation_parts"
+    options = [
+        *("--model.reward=VisionReasonerReward", "--model.reward.extra+=MaskIoU", "--data.prompt=VisionReasonerPrompt"),
+        f"--model.rollout={json.dumps({'class_path': f'{parts}.RehearsedEngine', 'init_args': {'texts': texts}})}",
+        *(f"--model.segmenter={parts}.BoxFiller", f"--data.train={two_dogs(tmp_path)}", "--data.batch_size=1"),
+        *("--trainer.max_steps=1", "--trainer.limit_val_batches=0", "--trainer.callbacks=[]"),
+    ]
+    main(["fit", *tiny_run(tmp_path, tiny_policy_path), *options])
+    events = EventAccumulator(str(tmp_path / "logs"))
+    events.Reload()
+    [found] = [event.value for event in events.Scalars("train/reward_MaskIoU")]
+    assert found == pytest.approx((1 + 1 / 2 + 3 / 4) / 3, abs=0.02), "polygons may have an edge more than boxes"
+    [accuracy] = [event.value for event in events.Scalars("train/reward_accuracy")]
+    assert accuracy == pytest.approx((3 + 3 / 2 + (3 + 2) / 2) / 3)
+    [reward] = [event.value for event in events.Scalars("train/reward")]
+    assert reward == pytest.approx(3 + 1 + accuracy + found, abs=1e-5)
+    assert events.Scalars("loss/grad_norm")[0].value > 0
+
+
 @pytest.mark.slow
 def test_one_yaml_line_turns_it_on(tmp_path: Path, tiny_policy_path: Path, sam2: Path) -> None:
     options = ("--model.reward.extra+=MaskIoU", "--model.reward.extra.segmenter=HFSAM2")

@@ -10,7 +10,7 @@ from jsonargparse import ArgumentParser, lazy_instance
 
 from pixelthink.data.solution import parse_objects_solution, parse_solution
 from pixelthink.parsing import parse_completion
-from pixelthink.rewards.base import LENGTH_MODES, LengthMode, Reward
+from pixelthink.rewards.base import LENGTH_MODES, LengthMode, Reward, RewardTerm
 from pixelthink.rewards.composite import PixelThinkReward
 from pixelthink.rewards.format import ThinkFormat
 from pixelthink.rewards.length import L1Exact, L1Max, NoLengthScore, ReleasedBudget, TokenBudget
@@ -126,6 +126,31 @@ def test_pixelthink_equals_the_released_reward() -> None:
             "reward": score.reward,
         }
         assert found == row["expected"], row["id"]
+
+
+class _Length(RewardTerm):
+    """Characters by 1000, under any name."""
+
+    def __init__(self, name: str = "Length") -> None:
+        self._name = name
+
+    @property
+    def name(self) -> str:
+        return self._name
+
+    def __call__(self, case: ScoringCase) -> float:
+        return len(case.text) / 1000
+
+
+def test_vision_reasoner_adds_extra_terms_to_the_released_parts() -> None:
+    row = golden_rows("visionreasoner_reward.jsonl.gz")[0]
+    one = case(row["response"], targets=parse_objects_solution(row["solution"]), style="visionreasoner")
+    plain, more = VisionReasonerReward().score(one), VisionReasonerReward(extra=[_Length()]).score(one)
+    assert dict(more.parts) == {**plain.parts, "Length": len(one.text) / 1000}
+    assert more.reward == plain.reward + len(one.text) / 1000
+    for names in (("Length", "Length"), ("accuracy",)):
+        with pytest.raises(ValueError, match=f"VisionReasonerReward: two terms are named '{names[0]}'"):
+            VisionReasonerReward(extra=[_Length(name) for name in names])
 
 
 def test_vision_reasoner_equals_the_released_reward() -> None:

@@ -34,10 +34,3 @@ class SampleSource(ABC):
     def ids(self) -> Sequence[str]:
         """The ids of all samples, in order. A source that knows them without reading images overrides this."""
         return [self[index].id for index in range(len(self))]
-
-    def object_id(self, index: int) -> str | None:
-        """`Sample.object_id` of sample `index`, told without reading its image, which may be lost.
-
-        A source whose samples share objects overrides this.
-        """
-        return None

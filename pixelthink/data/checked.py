@@ -177,7 +177,6 @@ class Checked(SampleSource):
         self._difficulties: dict[str, float] | None = None
         self._parts: list[Path] | None = None
         self._version = VERSION
-        self._objects: list[str | None] | None = None
         self._ends: list[int] = []
         self._open: tuple[int, pq.ParquetFile] | None = None  # one, for each holds its metadata in memory
         self._group: tuple[int, int, pa.Table] | None = None
@@ -225,22 +224,11 @@ class Checked(SampleSource):
         return replace(sample, difficulty=self._difficulties[sample.id])
 
     def ids(self) -> list[str]:
-        return self._column("id")
-
-    def object_id(self, index: int) -> str | None:
-        if self._version == 1:
-            return None
-        if self._objects is None:
-            self._objects = self._column("object")
-        return self._objects[index]
-
-    def _column(self, name: str) -> list[Any]:
-        """One column of all rows."""
         import pyarrow.parquet as pq
 
         len(self)
         assert self._parts is not None
-        return [value for part in self._parts for value in pq.read_table(part, columns=[name])[name].to_pylist()]
+        return [name for part in self._parts for name in pq.read_table(part, columns=["id"])["id"].to_pylist()]
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_open": None, "_group": None}

@@ -33,9 +33,9 @@ def check_sample(sample: Sample) -> Sample:
 
     Raises:
         ValueError: one line that names the sample's id: an empty question, a mask or ignore region that is not bool of
-            the image's height and width, a difficulty that is not in [1, 10], targets beside an empty mask, a target
-            outside the image, with corners in the wrong order, or with a box in which the mask has no pixel: a
-            target in a frame that is not the image's own shows itself here.
+            the image's height and width, a difficulty that is not in [1, 10], an object that is not named by text,
+            targets beside an empty mask, a target outside the image, with corners in the wrong order, or with a box in
+            which the mask has no pixel: a target in a frame that is not the image's own shows itself here.
     """
     width, height = sample.image.size
     owner = f"sample {sample.id!r}"
@@ -46,6 +46,8 @@ def check_sample(sample: Sample) -> Sample:
             _check_mask(mask, f"{owner}: the {name}", width, height)
     if sample.difficulty is not None:
         check_difficulty(sample.difficulty, owner)
+    if not isinstance(sample.object_id, str | None):
+        raise ValueError(f"{owner}: object_id must be text or None, got {type(sample.object_id).__name__}")
     if sample.targets and sample.mask is not None and not sample.mask.any():
         raise ValueError(f"{owner}: the mask is empty, but {len(sample.targets)} target(s) are expected")
     for target in sample.targets:

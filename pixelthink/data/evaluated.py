@@ -46,19 +46,21 @@ class EvaluatedSource:
         Raises:
             ValueError: what it knows does not fit together.
         """
-        blank = Image.new("RGB", (1, 1))
         try:
-            name, shared = self.source.ids()[index], self.source.object_id(index)
-        except UnusableImage:
-            return Sample(f"#{index}", blank, PLACEHOLDER_QUESTION)  # what it is called stands in its image only
-        with blank_images() as blanks:
-            try:
+            with blank_images() as blanks:
                 sample = self.source[index]
-            except ValueError:
-                if blanks.sizes_known:
-                    raise
-                return Sample(name, blank, PLACEHOLDER_QUESTION, object_id=shared)
+        except ValueError:
+            if blanks.sizes_known:
+                raise
+            return Sample(self._name(index), Image.new("RGB", (1, 1)), PLACEHOLDER_QUESTION)
         return sample if blanks.sizes_known else replace(sample, mask=None, ignore=None, targets=())
+
+    def _name(self, index: int) -> str:
+        """The sample's id, or its number where its source has to read the image to know it."""
+        try:
+            return self.source.ids()[index]
+        except ValueError:
+            return f"#{index}"
 
 
 def _unusable_image(error: BaseException | None) -> UnusableImage | None:

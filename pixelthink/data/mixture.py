@@ -79,18 +79,13 @@ class Mixture(SampleSource):
     def __getitem__(self, index: int) -> Sample:
         name, position, turn = self._place(index)
         sample = self.sources[name][position]
-        return replace(sample, id=_named(name, sample.id, turn), object_id=_object(name, sample.object_id, sample.id))
+        shared = sample.id if sample.object_id is None else sample.object_id
+        return replace(sample, id=_named(name, sample.id, turn), object_id=f"{name}/{shared}")
 
     def ids(self) -> list[str]:
         known = {name: source.ids() for name, source in self.sources.items()}
         places = (self._place(index) for index in range(len(self)))
         return [_named(name, known[name][position], turn) for name, position, turn in places]
-
-    def object_id(self, index: int) -> str | None:
-        name, position, _ = self._place(index)
-        source = self.sources[name]
-        shared = source.object_id(position)
-        return _object(name, shared, "" if shared is not None else source.ids()[position])
 
     def _place(self, index: int) -> tuple[str, int, int]:
         """Source, position in it, and how many times the source was gone through before."""
@@ -118,10 +113,6 @@ class Mixture(SampleSource):
 
 def _named(source: str, name: str, turn: int) -> str:
     return f"{source}/{name}" + (f"~{turn + 1}" if turn else "")
-
-
-def _object(source: str, shared: str | None, own: str) -> str:
-    return f"{source}/{own if shared is None else shared}"
 
 
 def _shares(weights: Mapping[str, float], size: int) -> list[int]:

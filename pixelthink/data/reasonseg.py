@@ -134,14 +134,11 @@ class ReasonSeg(SampleSource):
             targets=(target_from_mask(target),) if target.any() else (),
             difficulty=None if self._difficulties is None else self._difficulties[row.id],
             meta={"file": str(row.image), "is_sentence": bool(row.annotation.get("is_sentence", False))},
-            object_id=self.object_id(index),
+            object_id=row.image.stem,
         )
 
     def ids(self) -> list[str]:
         return [row.id for row in self._loaded()]
-
-    def object_id(self, index: int) -> str:
-        return self._loaded()[index].image.stem
 
     def _loaded(self) -> list[_Row]:
         if self._rows is None:

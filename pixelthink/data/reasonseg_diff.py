@@ -92,9 +92,6 @@ class ReasonSegDiff(SampleSource):
     def ids(self) -> Sequence[str]:
         return self.samples.ids()
 
-    def object_id(self, index: int) -> str | None:
-        return self.samples.object_id(index)
-
 
 @dataclass(frozen=True)
 class _Notes:

@@ -31,16 +31,10 @@ class ReasonSegParquet(TableSource):
 
     def __init__(self, path: str, split: str = "test", difficulty_file: str | None = None) -> None:
         super().__init__(path, split, difficulty_file)
-        self._objects: list[str] = []
 
     def read_ids(self, table: Table) -> list[str]:
         pairs = zip(table.texts("image_id"), table.texts("ann_id"), strict=True)
-        self._objects = [f"{image}#{annotation}" for image, annotation in pairs]
-        return _numbered(self._objects, table.texts("text"))
-
-    def object_id(self, index: int) -> str:
-        self._opened()
-        return self._objects[index]
+        return _numbered([f"{image}#{annotation}" for image, annotation in pairs], table.texts("text"))
 
     def read_sample(self, row: dict[str, Any], name: str, difficulty: float | None) -> Sample:
         mask = row["mask"]

@@ -26,6 +26,7 @@ class _Row:
     image_id: int
     question: str
     objects: tuple[int, ...]
+    object_id: str
     problem: str | None = None
 
 
@@ -33,7 +34,8 @@ class ReferringExpressions(SampleSource):
     """What the RefCOCO family shares: references to annotations of an instances file, each with several sentences.
 
     All sentences about the same annotations of an image, be it in one reference or several, ask for one object, with
-    `object_id` `IMAGE#ANNOTATION`, `IMAGE#FIRST+SECOND` or, without a target, `IMAGE#none`.
+    `object_id` `IMAGE#ANNOTATION` or `IMAGE#FIRST+SECOND`. References without a target may ask for
+    different things that are not there, so each is an object of its own, `IMAGE#none#REF`.
 
     Args:
         root: Folder of the references file and `instances.json`.
@@ -117,16 +119,12 @@ class ReferringExpressions(SampleSource):
             if problem is not None:
                 raise ValueError(problem)
             sample = instances_sample(self._data, self.images, row.id, row.image_id, row.question, row.objects)
-            return replace(sample, object_id=self.object_id(index))
+            return replace(sample, object_id=row.object_id)
         except ValueError as error:
             raise ValueError(f"{self._file}: {row.id}: {error}") from None
 
     def ids(self) -> list[str]:
         return [row.id for row in self._rows]
-
-    def object_id(self, index: int) -> str:
-        row = self._rows[index]
-        return f"{row.image_id}#{'+'.join(str(one) for one in sorted(row.objects)) or 'none'}"
 
 
 class RefCOCO(ReferringExpressions):
@@ -190,17 +188,18 @@ def _read_reference(reference: Mapping[str, Any], position: int, count: str) -> 
         if not isinstance(sentences, list | tuple) or not sentences:
             raise ValueError("no sentences")
     except ValueError as error:
-        return [_Row(name, 0, "", (), problem=str(error))]
+        return [_Row(name, 0, "", (), "", problem=str(error))]
+    shared = f"{image_id}#" + ("+".join(str(one) for one in sorted(objects)) or f"none#{name}")
     if count == "object":
-        return [_sentence(name, image_id, sentences[0], objects)]
-    return [_sentence(f"{name}#{number}", image_id, item, objects) for number, item in enumerate(sentences)]
+        return [_sentence(name, image_id, sentences[0], objects, shared)]
+    return [_sentence(f"{name}#{number}", image_id, item, objects, shared) for number, item in enumerate(sentences)]
 
 
-def _sentence(name: str, image_id: int, sentence: object, objects: tuple[int, ...]) -> _Row:
+def _sentence(name: str, image_id: int, sentence: object, objects: tuple[int, ...], object_id: str) -> _Row:
     text = sentence.get("sent") if isinstance(sentence, Mapping) else None
     if not isinstance(text, str) or not text.strip():
-        return _Row(name, image_id, "", objects, problem="the sentence is empty")
-    return _Row(name, image_id, text, objects)
+        return _Row(name, image_id, "", objects, object_id, problem="the sentence is empty")
+    return _Row(name, image_id, text, objects, object_id)
 
 
 def _objects(value: object) -> tuple[int, ...]:

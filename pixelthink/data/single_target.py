@@ -35,6 +35,3 @@ class SingleTarget(SampleSource):
 
     def ids(self) -> Sequence[str]:
         return self.samples.ids()
-
-    def object_id(self, index: int) -> str | None:
-        return self.samples.object_id(index)

@@ -98,7 +98,6 @@ def test_every_field_survives(tmp_path: Path) -> None:
     assert list(made.ids()) == [s.id for s in samples]
     for index, original in enumerate(samples):
         assert_equal(original, made[index])
-    assert [made.object_id(index) for index in range(6)] == [s.object_id for s in samples]
     assert (summary["samples"], summary["without_target"], summary["with_several_targets"]) == (6, 1, 1)
     assert (summary["without_mask"], summary["without_difficulty"], summary["levels"]) == (1, 1, {"medium": 5})
     assert summary["mask_area"]["max"] == pytest.approx(16 / 120)
@@ -137,6 +136,7 @@ def test_rejected_rows_are_listed_with_their_reasons(tmp_path: Path) -> None:
         sample("c", difficulty=11),
         sample("d"),
         sample("d"),
+        sample("e", object_id=7),
     )
     summary = prepare(source, tmp_path, PrepareOptions(rows_per_part=3))
     rejected = [json.loads(line) for line in (tmp_path / "rejected.jsonl").read_text().splitlines()]
@@ -146,8 +146,9 @@ def test_rejected_rows_are_listed_with_their_reasons(tmp_path: Path) -> None:
         (3, "sample 'b': the question is empty"),
         (4, "sample 'c': difficulty must be a number from 1 to 10, got '11'"),
         (6, "id 'd' occurs already in sample 5"),
+        (7, "sample 'e': object_id must be text or None, got int"),
     ]
-    assert (summary["samples"], summary["rejected"]) == (2, 5)
+    assert (summary["samples"], summary["rejected"]) == (2, 6)
     assert opened(tmp_path).ids() == ["a", "d"]
     assert opened(tmp_path)[1].id == "d"
 
@@ -267,7 +268,7 @@ def test_a_folder_of_version_1_is_read_without_objects(tmp_path: Path) -> None:
     manifest.write_text(manifest.read_text().replace('"version": 2', '"version": 1'))
     made = opened(tmp_path)
     assert_equal(sample("b"), made[1])
-    assert [made[0].object_id, made.object_id(1)] == [None, None]
+    assert [made[index].object_id for index in range(2)] == [None, None]
     assert list(validate(str(tmp_path))) == []
 
 

@@ -213,7 +213,6 @@ def test_several_texts_of_a_row_ask_for_one_object(tmp_path: Path) -> None:
     source = opened(ReasonSegParquet(str(tmp_path / "rows.parquet"), difficulty_file=str(scores)))
     found = [source[index] for index in range(3)]
     assert [(s.id, s.object_id) for s in found] == [("img#3#0", "img#3"), ("img#4", "img#4"), ("img#3#1", "img#3")]
-    assert [source.object_id(index) for index in range(3)] == [s.object_id for s in found]
     assert [s.difficulty for s in found] == [5.0, 2.0, 7.0]  # its own, else its object's, else its image's
     assert problem(source, 3).endswith("rows.parquet:3: id 'img#3#0' occurs already in row 0")
 
@@ -358,9 +357,11 @@ def test_sentences_about_the_same_annotations_ask_for_one_object(tmp_path: Path)
     (tmp_path / "refs(unc).p").write_bytes(pickle.dumps(references))
     samples = checked(RefCOCO(str(tmp_path), str(tmp_path)))
     assert [s.object_id for s in samples] == ["0#1", "0#1", "0#1", "0#0"]
-    several = [reference(1, [1, 0], "both"), reference(2, [0, 1], "two"), reference(3, -1, "cat"), reference(4, 1, "r")]
-    (tmp_path / "grefs(unc).json").write_text(json.dumps(several))
-    assert [s.object_id for s in checked(GRefCOCO(str(tmp_path), str(tmp_path)))] == ["0#0+1", "0#0+1", "0#none", "0#1"]
+    several = [reference(1, [1, 0], "both"), reference(2, [0, 1], "two"), reference(4, 1, "right")]
+    nothing = [reference(5, -1, "cat", "the cat"), reference(6, [-1], "zebra")]  # two things that are not there
+    (tmp_path / "grefs(unc).json").write_text(json.dumps(several + nothing))
+    found = [s.object_id for s in checked(GRefCOCO(str(tmp_path), str(tmp_path)))]
+    assert found == ["0#0+1", "0#0+1", "0#1", "0#none#5", "0#none#5", "0#none#6"]
 
 
 def test_a_lost_image_leaves_its_object_known(tmp_path: Path) -> None:
@@ -382,22 +383,38 @@ def test_a_lost_image_leaves_its_object_known(tmp_path: Path) -> None:
     assert {s.id: s.object_id for s in seen}["s/shapes-train-0-1~2"] == "s/shapes-train-0-1"  # asked a second time
 
 
-class Unnamed(SampleSource):
-    """One sample, whose id stands in its image, which is nowhere."""
+class Strangers(SampleSource):
+    """As short as a source can be: two questions about one object of an image that is nowhere."""
 
     def __len__(self) -> int:
-        return 1
+        return 2
 
     def __getitem__(self, index: int) -> Sample:
-        image = open_rgb("/nowhere.jpg")
-        return Sample(str(image.info), image, "what?")
+        return Sample("xy"[index], open_rgb("/nowhere.jpg"), f"question {index}", object_id="o")
 
 
-def test_a_source_that_knows_nothing_without_its_image_loses_name_and_object() -> None:
-    lost = EvaluatedSource(opened(Mixture({"m": Unnamed()})))[0]
-    assert (lost.id, lost.object_id, lost.lost) == (
-        *("#0", None, LostImage("image_lost", "/nowhere.jpg: there is no such image")),
-    )
+def test_a_source_that_says_nothing_of_lost_images_keeps_names_and_objects() -> None:
+    """It has neither `ids` nor anything else that does without images."""
+    lost = LostImage("image_lost", "/nowhere.jpg: there is no such image")
+    for source, prefix in ((Strangers(), ""), (Mixture({"m": Strangers()}), "m/")):
+        found = [EvaluatedSource(opened(source))[index] for index in range(2)]
+        assert {(s.id, s.question) for s in found} == {(f"{prefix}x", "question 0"), (f"{prefix}y", "question 1")}
+        assert [(s.object_id, s.lost) for s in found] == [(f"{prefix}o", lost)] * 2
+
+
+class Refusing(Strangers):
+    """Says nothing of an image that it takes for wrong."""
+
+    def __getitem__(self, index: int) -> Sample:
+        if min(open_rgb("/nowhere.jpg").size) < 2:
+            raise ValueError("too small")
+        return super().__getitem__(index)
+
+
+def test_a_source_that_refuses_the_blank_image_loses_the_sample_only() -> None:
+    found = EvaluatedSource(opened(Refusing()))[1]
+    assert (found.id, found.object_id, found.mask) == ("#1", None, None)
+    assert found.lost == LostImage("image_lost", "/nowhere.jpg: there is no such image")
 
 
 def test_python_2_pickles_with_either_encoding(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -117,6 +118,9 @@ class FixedBudget(RolloutEngine):
             uncertainty=_mean_uncertainty(pieces),
             timings=_summed([piece.timings for piece in pieces]),
         )
+
+    def serving(self) -> AbstractContextManager[None]:
+        return self.engine.serving()
 
     @property
     def sampler(self) -> RolloutEngine:

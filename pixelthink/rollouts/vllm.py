@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import tempfile
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +25,7 @@ from pixelthink.rollouts.vllm_requests import (
     image_prompt,
     request_seeds,
     sampling_options,
+    shares_of_batch,
 )
 from pixelthink.timing import now
 from pixelthink.types import PromptBatch, RolloutBatch
@@ -48,7 +51,8 @@ class VLLMEngine(RolloutEngine):
     Args:
         gpu_memory_share: Share of a GPU's memory for vLLM's weights and key-value cache; the rest is the policy's.
         kv_cache_gib: Size of the key-value cache in GiB in place of that share; on a CPU 0 means 1 GiB.
-        max_model_len: Most tokens of a prompt and its completion together.
+        max_model_len: Most tokens of a prompt and its completion together; a model with fewer positions takes its own
+            number.
         tensor_parallel_size: Processes that share one engine.
         dtype: Precision of the engine; `auto` takes the policy's.
         enforce_eager: Compute without compiled graphs: starts sooner, samples slower on a GPU.
@@ -138,6 +142,7 @@ class VLLMEngine(RolloutEngine):
             described = (Path(folder) / "config.json").read_text(encoding="utf-8") + self._adapter_note()
             if self.llm is None:
                 self.described = described
+                self.max_model_len = min(self.max_model_len, positions_of(Path(folder)) or self.max_model_len)
                 with undisturbed(), policy_loader(backbone, model) as load_format:
                     self.llm = self._start(folder, load_format, model)
         if described != self.described:
@@ -187,6 +192,7 @@ class VLLMEngine(RolloutEngine):
             max_logprobs=20,
             worker_extension_cls="pixelthink.rollouts.vllm_worker.PolicyWeights",
             seed=0,
+            disable_log_stats=False,  # they hold the times of each request
             **options,
         )
 
@@ -215,14 +221,20 @@ class VLLMEngine(RolloutEngine):
         prompts = [image_prompt(self.backbone, prompt) for prompt in batch.prompts]
         seeds = request_seeds(seed, batch.places)
         params = [SamplingParams(**sampling_options(self.backbone, sampling, s), detokenize=False) for s in seeds]
+        built_seconds = now() - started
+        begun = time.monotonic()  # the clock of vLLM's timestamps
         outputs = self._ask(prompts, params)
+        stats = [output.metrics if sampling.group_size == 1 else None for output in outputs]  # else of one of a group
+        spent = shares_of_batch(stats, begun, time.monotonic(), built_seconds)
         completions = []
-        for prompt, output in zip(batch.prompts, outputs, strict=True):
+        for prompt, output, timings in zip(batch.prompts, outputs, spent, strict=True):
             self._check_room(prompt.sample.id, len(output.prompt_token_ids), sampling.max_new_tokens)
             for answer in sorted(output.outputs, key=lambda found: found.index):
                 candidates = [{token: entry.logprob for token, entry in step.items()} for step in answer.logprobs]
                 completions.append(
-                    completion_from_tokens(self.backbone, answer.token_ids, candidates, sampling.uncertainty_top_k)
+                    completion_from_tokens(
+                        self.backbone, answer.token_ids, candidates, sampling.uncertainty_top_k, timings
+                    )
                 )
         return RolloutBatch(
             batch.prompts, tuple(completions), sampling.group_size, self._version or 0, seconds=now() - started
@@ -325,6 +337,14 @@ class VLLMEngine(RolloutEngine):
         self.llm.llm_engine.engine_core.shutdown()
         self.llm, self.adapter, self._version, self._asleep = None, None, None, False
         destroy_model_parallel() if self.group is not None else cleanup_dist_env_and_memory()
+
+
+def positions_of(folder: Path) -> int | None:
+    """How many positions a model was made for; None where its configuration stretches them or does not say."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    text = config.get("text_config") or config
+    stretched = any("factor" in (text.get(key) or {}) for key in ("rope_scaling", "rope_parameters"))
+    return None if stretched else text.get("max_position_embeddings")
 
 
 def adapter_room(rank: int) -> int:

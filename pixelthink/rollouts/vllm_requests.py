@@ -91,6 +91,33 @@ def sampling_options(backbone: PolicyBackbone, sampling: SamplingConfig, seed: i
     }
 
 
+def shares_of_batch(stats: Sequence[Any], begun: float, ended: float, built_seconds: float = 0.0) -> list[Timings]:
+    """Each request's share of the wall-clock time of requests that vLLM answered together, see `types.Timings`.
+
+    vLLM reads all images before the first request is scheduled. The rest of the time is divided in proportion to the
+    seconds that each request spent in prefill and in decoding: they overlap, so the shares are smaller than these.
+
+    Args:
+        stats: `RequestOutput.metrics` of each, timestamps in seconds; None where vLLM keeps none.
+        begun: When vLLM was asked, by the same clock (`time.monotonic`).
+        ended: When it had answered.
+        built_seconds: What making the requests took before.
+
+    Returns:
+        Timings without the segmentation; unmeasured where a request has no stats.
+    """
+    if not stats or any(found is None or not found.scheduled_ts or not found.last_token_ts for found in stats):
+        return [Timings()] * len(stats)
+    scheduled = min(found.scheduled_ts for found in stats)
+    preparation = (built_seconds + max(0.0, scheduled - begun)) / len(stats)
+    spans = [(found.first_token_ts - found.scheduled_ts, found.last_token_ts - found.first_token_ts) for found in stats]
+    share = max(0.0, ended - max(scheduled, begun)) / (sum(map(sum, spans)) or 1.0)
+    return [
+        Timings(preparation_ms=1000 * preparation, prefill_ms=1000 * share * first, decoding_ms=1000 * share * rest)
+        for first, rest in spans
+    ]
+
+
 def completion_from_tokens(
     backbone: PolicyBackbone,
     token_ids: Sequence[int],

@@ -20,6 +20,7 @@ from pixelthink.policies.qwen_vl import Qwen25VL
 from pixelthink.rewards.composite import PixelThinkReward
 from pixelthink.rollouts import vllm as vllm_engine
 from pixelthink.rollouts.base import EngineScore, RolloutEngine, SamplingConfig, SyncReport
+from pixelthink.rollouts.fixed_budget import FixedBudget
 from pixelthink.rollouts.hf import HFEngine
 from pixelthink.rollouts.vllm import VLLMEngine
 from pixelthink.rollouts.vllm_requests import ImagePrompt, image_prompt
@@ -90,6 +91,34 @@ def difference(
         )
     pairs = zip(scores.logprobs, rollout.completions, strict=True)
     return max(float((row[: len(c.logprobs)] - torch.tensor(c.logprobs)).abs().max()) for row, c in pairs)
+
+
+@pytest.mark.parametrize(("budget", "closing"), [(0, "</think><answer>"), (5, "</think><answer>"), (16, " it is the")])
+def test_a_fixed_budget_around_it_answers_as_around_transformers(
+    shared: VLLMEngine, backbone: Qwen25VL, policy: nn.Module, budget: int, closing: str
+) -> None:
+    batch, greedy = prompts(8), SamplingConfig(1, 150, temperature=0.0)
+    beneath = {"vllm": engine_of(VLLMEngine, shared, backbone, policy), "transformers": HFEngine()}
+    found = {}
+    for name, engine in beneath.items():
+        steered = FixedBudget(budget, closing, engine)
+        steered.setup(backbone, policy)
+        synced(steered.sampler, backbone, policy).bring_up_to_date(0, batch, evaluating=True)
+        with steered.serving():
+            found[name] = steered.generate(batch, greedy, 0)
+    ours, theirs = found["vllm"].completions, found["transformers"].completions
+    assert [c.token_ids for c in ours] == [c.token_ids for c in theirs]
+    for one, other in zip(ours, theirs, strict=True):
+        assert (one.text, one.finish_reason) == (other.text, other.finish_reason)
+        assert (one.reasoning_tokens, one.answer_tokens) == (other.reasoning_tokens, other.answer_tokens)
+        assert one.uncertainty == pytest.approx(other.uncertainty, abs=PARITY)
+        assert one.logprobs == pytest.approx(other.logprobs, abs=5 * PARITY)
+    assert any(c.reasoning_tokens >= budget for c in ours)
+    assert all(c.text.startswith("<think></think><answer>") for c in ours) == (budget == 0)
+    spent = sum(
+        (c.timings.preparation_ms or 0) + (c.timings.prefill_ms or 0) + (c.timings.decoding_ms or 0) for c in ours
+    )
+    assert 0.5 * 1000 * found["vllm"].seconds < spent <= 1000 * found["vllm"].seconds
 
 
 def train_step(backbone: Qwen25VL, policy: nn.Module, batch: PromptBatch, optimizer: torch.optim.Optimizer) -> None:

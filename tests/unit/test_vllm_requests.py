@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,15 +17,16 @@ from pixelthink.data.prompts import ShortPrompt
 from pixelthink.data.shape_scenes import ShapeScenes
 from pixelthink.policies.qwen_vl import Qwen25VL
 from pixelthink.rollouts.base import SamplingConfig
-from pixelthink.rollouts.vllm import VLLMEngine
+from pixelthink.rollouts.vllm import VLLMEngine, positions_of
 from pixelthink.rollouts.vllm_requests import (
     completion_from_tokens,
     image_prompt,
     request_seeds,
     sampling_options,
+    shares_of_batch,
 )
 from pixelthink.rollouts.weight_sync import without_images
-from pixelthink.types import Prompt
+from pixelthink.types import Prompt, Timings
 
 
 @pytest.fixture(scope="module")
@@ -128,3 +131,36 @@ def test_without_vllm_the_error_names_both_ways_to_get_it(backbone: Qwen25VL, mo
     with pytest.raises(ImportError, match=r"pip install 'pixelthink\[vllm\]'.*make vllm") as caught:
         VLLMEngine().setup(backbone, backbone.load_model())
     assert "\n" not in str(caught.value)
+
+
+def stamps(scheduled: float, first: float, last: float) -> SimpleNamespace:
+    return SimpleNamespace(scheduled_ts=scheduled, first_token_ts=first, last_token_ts=last)
+
+
+def test_shares_of_a_batch_add_up_to_its_time() -> None:
+    found = shares_of_batch([stamps(11.0, 12.0, 14.0), stamps(11.0, 12.0, 18.0)], 10.0, 19.0, built_seconds=0.5)
+    # 1.5 s of preparation; 8 s are left for spans of 1 + 2 and 1 + 6 seconds
+    assert [t.preparation_ms for t in found] == [750, 750]
+    assert [t.prefill_ms for t in found] == pytest.approx([800, 800])
+    assert [t.decoding_ms for t in found] == pytest.approx([1600, 4800])
+    assert [t.segmentation_ms for t in found] == [None, None]
+
+
+def test_a_batch_of_which_vllm_kept_no_times_is_unmeasured() -> None:
+    assert shares_of_batch([stamps(1, 2, 3), None], 0, 4) == [Timings()] * 2
+    assert shares_of_batch([stamps(0, 0, 0)], 0, 4) == [Timings()]
+    assert shares_of_batch([], 0, 4) == []
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        ({"text_config": {"max_position_embeddings": 2048, "rope_parameters": {"rope_type": "default"}}}, 2048),
+        ({"max_position_embeddings": 512, "rope_scaling": None}, 512),
+        ({"max_position_embeddings": 512, "rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, None),
+        ({}, None),
+    ],
+)
+def test_positions_of_a_model(config: dict[str, Any], expected: int | None, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert positions_of(tmp_path) == expected

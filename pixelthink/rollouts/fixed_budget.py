@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -119,8 +119,10 @@ class FixedBudget(RolloutEngine):
             timings=_summed([piece.timings for piece in pieces]),
         )
 
-    def serving(self) -> AbstractContextManager[None]:
-        return self.engine.serving()
+    @contextmanager
+    def serving(self) -> Iterator[None]:
+        with self.engine.serving():
+            yield
 
     @property
     def sampler(self) -> RolloutEngine:

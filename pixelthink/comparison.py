@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal
 
 import numpy as np
 
 from pixelthink.data.objects import ObjectTargets
 from pixelthink.finished_run import FinishedRun, row_mask
-from pixelthink.metrics.counting import Count, Counting, object_key
+from pixelthink.metrics.counting import Count, Counting, get_count, object_key
 from pixelthink.metrics.functional import Protocol, ProtocolName, get_protocol, mask_counts, mask_ious
 from pixelthink.metrics.paired import Difference, paired_bootstrap
 from pixelthink.results import Row
@@ -55,9 +55,11 @@ class Comparison:
         b: The second.
         protocol: Under which both were scored.
         count: What counted once, "expression" or "object".
+        n: "all" and each level that occurs → how many of these.
+        expressions: The same → how many samples.
         subset: "all": they have the same samples; "common": those that both have were compared.
         pairs: The samples, in the first run's order.
-        differences: "all" and each level that occurs → metric → difference.
+        differences: The same → metric → difference.
         resamples: Resamples of the bootstrap.
         seed: Its seed.
     """
@@ -66,6 +68,8 @@ class Comparison:
     b: FinishedRun
     protocol: str
     count: Count
+    n: dict[str, int]
+    expressions: dict[str, int]
     subset: Subset
     pairs: tuple[Pair, ...]
     differences: dict[str, dict[str, Difference]]
@@ -104,31 +108,40 @@ def compare(
             levels or objects of a sample; or without known targets or objects. One line that says which.
     """
     name = protocol or _common_protocol(a, b)
-    counted = count or _common_count(a, b)
+    counted = get_count(count or _common_count(a, b))
     rows = _paired_rows(a, b, subset)
     if counted == "object":
         _check_objects(a, b, rows)
     pairs = [_scored_pair(x, y, get_protocol(name)) for x, y in rows]
     levels = {"all": pairs} | {level: [pair for pair in pairs if pair.a.row["level"] == level] for level in LEVELS}
-    differences = {
-        level: _differences(of_level, counted, resamples, seed) for level, of_level in levels.items() if of_level
-    }
-    return Comparison(a, b, name, counted, subset, tuple(pairs), differences, resamples, seed)
+    levels = {level: of_level for level, of_level in levels.items() if of_level}
+    countings = {level: _counting(of_level, counted) for level, of_level in levels.items()}
+    return Comparison(
+        a,
+        b,
+        protocol=name,
+        count=counted,
+        n={level: len(counting.sizes) for level, counting in countings.items()},
+        expressions={level: len(of_level) for level, of_level in levels.items()},
+        subset=subset,
+        pairs=tuple(pairs),
+        differences={level: _differences(levels[level], countings[level], resamples, seed) for level in levels},
+        resamples=resamples,
+        seed=seed,
+    )
 
 
 def comparison_document(comparison: Comparison) -> dict[str, Any]:
     """The comparison as JSON: differences by level, and every sample whose IoU changed, the greatest gain first."""
     changed = comparison.changed()
-    levels = {level: _of_level(comparison.pairs, level) for level in comparison.differences}
-    expressions = {level: len(of_level) for level, of_level in levels.items()}
     runs = {key: _run_document(run) for key, run in (("a", comparison.a), ("b", comparison.b))}
     return {
         **runs,
         "protocol": comparison.protocol,
         "count": comparison.count,
         "subset": comparison.subset,
-        "n": {level: len(_counting(of_level, comparison.count).sizes) for level, of_level in levels.items()},
-        **({"expressions": expressions} if comparison.count == "object" else {}),
+        "n": comparison.n,
+        **({"expressions": comparison.expressions} if comparison.count == "object" else {}),
         "bootstrap": {"samples": comparison.resamples, "seed": comparison.seed},
         "differences": {
             level: {metric: asdict(difference) for metric, difference in of_level.items()}
@@ -156,10 +169,6 @@ def _pair_document(pair: Pair) -> dict[str, Any]:
     }
 
 
-def _of_level(pairs: Iterable[Pair], level: str) -> list[Pair]:
-    return [pair for pair in pairs if level in ("all", pair.a.row["level"])]
-
-
 def _counting(pairs: Sequence[Pair], count: Count) -> Counting:
     """Which of the pairs count together."""
     rows = [pair.a.row for pair in pairs]
@@ -177,14 +186,14 @@ def _common_protocol(a: FinishedRun, b: FinishedRun) -> str:
     return names[0]
 
 
-def _common_count(a: FinishedRun, b: FinishedRun) -> Count:
+def _common_count(a: FinishedRun, b: FinishedRun) -> str:
     """What both runs counted; runs of before there was a choice counted expressions."""
     first, second = (run.header.get("count") or run.metrics.get("count") or "expression" for run in (a, b))
-    if first != second or first not in get_args(Count):
+    if first != second:
         raise ValueError(
             f"{a.folder} was counted per {first}, {b.folder} per {second}; with --count, both are counted anew"
         )
-    return cast("Count", first)
+    return first
 
 
 def _check_objects(a: FinishedRun, b: FinishedRun, rows: Sequence[tuple[Row, Row]]) -> None:
@@ -243,8 +252,7 @@ def _scored(row: Row, protocol: Protocol) -> Scored:
     return Scored(row, shared, joined, iou)
 
 
-def _differences(pairs: Sequence[Pair], count: Count, resamples: int, seed: int) -> dict[str, Difference]:
-    counting = _counting(pairs, count)
+def _differences(pairs: Sequence[Pair], counting: Counting, resamples: int, seed: int) -> dict[str, Difference]:
     found: dict[str, Difference] = {}
     for metric in METRICS:
         a, a_weights = _values(metric, [pair.a for pair in pairs], counting)

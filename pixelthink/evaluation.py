@@ -7,7 +7,7 @@ from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import Any, cast
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback
@@ -72,8 +72,6 @@ class EvaluationConfig:
     judge: Judge | None = None
 
     def __post_init__(self) -> None:
-        if self.count not in get_args(Count):
-            raise ValueError(f"evaluation.count must be 'expression' or 'object', got {self.count!r}")
         if self.bootstrap_samples < 1:
             raise ValueError("evaluation.bootstrap_samples must be at least 1")
         if self.model_billions is not None and self.model_billions <= 0:

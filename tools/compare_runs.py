@@ -91,7 +91,7 @@ def lines(comparison: Comparison, top: int) -> list[str]:
     numbers = comparison_document(comparison)
     counted = f"counted per {comparison.count}"
     if comparison.count == "object":
-        counted += f", {numbers['n']['all']} objects of {numbers['expressions']['all']} expressions"
+        counted += f", {comparison.n['all']} objects of {comparison.expressions['all']} expressions"
     text = [
         f"A = {comparison.a.folder}, B = {comparison.b.folder}; protocol {comparison.protocol}; {counted}; "
         f"paired bootstrap, {comparison.resamples} resamples, seed {comparison.seed}",
@@ -99,7 +99,7 @@ def lines(comparison: Comparison, top: int) -> list[str]:
     ]
     for level, of_level in comparison.differences.items():
         for metric, difference in of_level.items():
-            text.append(f"{level:7}{numbers['n'][level]:>6}  {LABELS[metric]:17}{_numbers(difference)}")
+            text.append(f"{level:7}{comparison.n[level]:>6}  {LABELS[metric]:17}{_numbers(difference)}")
     changed = comparison.changed()
     gains = [pair for pair in changed if pair.gain > 0][:top]
     losses = [pair for pair in reversed(changed) if pair.gain < 0][:top]

@@ -44,8 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options = build_parser().parse_args(arguments)
         if options.bootstrap_samples < 1:
             raise ValueError(f"--bootstrap_samples must be at least 1, got {options.bootstrap_samples}")
-        bootstrap = {"samples": options.bootstrap_samples, "seed": options.seed}
-        result = score(options.input, get_protocol(options.protocol), bootstrap, options.count)
+        protocol = get_protocol(options.protocol)
+        result = score(options.input, protocol, options.count, options.bootstrap_samples, options.seed)
     except (ArgumentError, ImportError, OSError, ValueError) as error:
         print(f"error: {' '.join(str(error).split())[:500]}", file=sys.stderr)
         return 2
@@ -96,7 +96,7 @@ class ScoredRow:
     object_key: str | None = None
 
 
-def score(path: str, protocol: Protocol, bootstrap: dict[str, int], count: Count) -> dict[str, Any]:
+def score(path: str, protocol: Protocol, count: Count, samples: int, seed: int) -> dict[str, Any]:
     """The object to print.
 
     Raises:
@@ -109,19 +109,19 @@ def score(path: str, protocol: Protocol, bootstrap: dict[str, int], count: Count
     return {
         "protocol": protocol.name,
         **({"count": count} if count == "object" else {}),
-        **scores(rows, protocol, bootstrap, count),
-        "bootstrap": bootstrap,
+        **scores(rows, protocol, count, samples, seed),
+        "bootstrap": {"samples": samples, "seed": seed},
         "failures": dict(Counter(row.failure for row in rows if row.failure is not None)),
-        "levels": {level: scores(found, protocol, bootstrap, count) for level, found in by_level.items() if found},
+        "levels": {level: scores(found, protocol, count, samples, seed) for level, found in by_level.items() if found},
     }
 
 
-def scores(rows: Sequence[ScoredRow], protocol: Protocol, bootstrap: dict[str, int], count: Count) -> dict[str, Any]:
+def scores(rows: Sequence[ScoredRow], protocol: Protocol, count: Count, samples: int, seed: int) -> dict[str, Any]:
     """`n`, `giou`, `ciou` and their intervals; of objects `expressions` too."""
     shared, joined = [row.intersection for row in rows], [row.union for row in rows]
     objects = [str(row.object_key) for row in rows] if count == "object" else None
     ious = [row.iou for row in rows]
-    return mask_scores(shared, joined, ious, protocol, objects=objects, **bootstrap)
+    return mask_scores(shared, joined, ious, protocol, objects=objects, samples=samples, seed=seed)
 
 
 def read_scored(path: str, protocol: Protocol, count: Count) -> Iterator[ScoredRow]:

@@ -13,11 +13,10 @@ processes that they came from.
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any, Literal
+from typing import Any, Literal, cast, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +24,17 @@ import numpy.typing as npt
 from pixelthink.metrics.functional import Protocol, bootstrap_interval, ciou_of_sums, exact_mean
 
 Count = Literal["expression", "object"]
+
+
+def get_count(name: str) -> Count:
+    """The count of a name.
+
+    Raises:
+        ValueError: an unknown name; lists the known ones.
+    """
+    if name not in get_args(Count):
+        raise ValueError(f"unknown count {name!r}, choose from {', '.join(get_args(Count))}")
+    return cast("Count", name)
 
 
 def object_key(sample_id: str, object_id: str | None) -> str:
@@ -66,8 +76,6 @@ class Counting:
         keys = np.asarray(objects)
         if len(keys) != number:
             raise ValueError(f"{len(keys)} objects for {number} expressions")
-        if not number:
-            return cls.of(0)
         _, places, sizes = np.unique(keys, axis=0, return_inverse=True, return_counts=True)
         return cls(places.reshape(-1), sizes)
 
@@ -80,28 +88,14 @@ class Counting:
     def means(self, values: npt.ArrayLike) -> npt.NDArray[np.float64]:
         """Mean over the expressions of each of the M, float64 (M,), of any numbers, (N,); each sum is rounded once."""
         inside = np.asarray(values, dtype=np.float64)[np.argsort(self.places, kind="stable")]
-        parts = np.split(inside, np.cumsum(self.sizes)[:-1]) if self.sizes.size else []
-        return np.array([exact_mean(part) for part in parts], dtype=np.float64)
+        ends = np.cumsum(self.sizes)
+        return np.array([exact_mean(inside[end - size : end]) for size, end in zip(self.sizes, ends, strict=True)])
 
     def weighted_sum(self, values: npt.ArrayLike) -> float:
         """Sum of whole numbers, (N,), each weighed 1 / (expressions that count together with it); rounded once."""
         totals = self.sums(values)
         parts = (Fraction(int(totals[self.sizes == size].sum()), int(size)) for size in np.unique(self.sizes))
         return float(sum(parts, Fraction(0)))
-
-
-def count_ciou(intersections: npt.ArrayLike, unions: npt.ArrayLike, protocol: Protocol, counting: Counting) -> float:
-    """cIoU of N expressions, counted either way; NaN without any.
-
-    Args:
-        intersections: Pixels, (N,).
-        unions: Pixels, (N,).
-        protocol: As in `functional.ciou`.
-        counting: What counts together.
-    """
-    if not counting.sizes.size:
-        return math.nan
-    return ciou_of_sums(counting.weighted_sum(intersections), counting.weighted_sum(unions), protocol)
 
 
 def mask_scores(
@@ -140,7 +134,8 @@ def mask_scores(
     values: dict[str, Any] = {"n": len(means)}
     if objects is not None:
         values["expressions"] = numbers["iou"]
-    values |= {"giou": exact_mean(means), "ciou": count_ciou(intersections, unions, protocol, counting)}
+    values["giou"] = exact_mean(means)
+    values["ciou"] = ciou_of_sums(counting.weighted_sum(intersections), counting.weighted_sum(unions), protocol)
     if samples:
         shared, joined = (counting.sums(column) / counting.sizes for column in (intersections, unions))
         values["giou_ci95"] = bootstrap_interval(means, samples=samples, seed=seed)

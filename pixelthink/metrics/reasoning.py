@@ -13,7 +13,7 @@ from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
 from pixelthink.failures import CAUSES, EvaluationFailure
-from pixelthink.metrics.counting import Count, Counting
+from pixelthink.metrics.counting import Count, Counting, get_count
 from pixelthink.metrics.functional import efficiency_scores, exact_mean
 from pixelthink.metrics.segmentation import counted_digests
 
@@ -178,7 +178,7 @@ class Efficiency(Metric):
     ) -> None:
         super().__init__(**kwargs)
         self.model_billions, self.judged, self.prefix, self.gamma = model_billions, judged, prefix, gamma
-        self.count = count
+        self.count = get_count(count)
         for name in ("tokens", "ious", "ratings", *(["objects"] if count == "object" else [])):
             self.add_state(name, [], dist_reduce_fx="cat")
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
-from pixelthink.metrics.counting import Count, key_digests, mask_scores
+from pixelthink.metrics.counting import Count, get_count, key_digests, mask_scores
 from pixelthink.metrics.functional import (
     Mask,
     ProtocolName,
@@ -142,7 +142,7 @@ class MaskScores(Metric):
         self.protocol = get_protocol(protocol)
         self.bootstrap_samples = bootstrap_samples
         self.seed = seed
-        self.count = count
+        self.count = get_count(count)
         for name in ("intersections", "unions", "ious", *(["objects"] if count == "object" else [])):
             self.add_state(name, [], dist_reduce_fx="cat")
 

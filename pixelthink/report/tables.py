@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from pixelthink.comparison import Comparison, comparison_document
+from pixelthink.comparison import Comparison
 from pixelthink.finished_run import FinishedRun
 from pixelthink.types import LEVELS
 
@@ -80,8 +80,7 @@ def answers_of(run: FinishedRun) -> int:
 def counted(run: FinishedRun | Comparison) -> str:
     """How many of what counted once, in words; "" where that is each sample."""
     if isinstance(run, Comparison):
-        values = comparison_document(run)
-        return f"{values['n']['all']} objects of {len(run.pairs)} expressions" if run.count == "object" else ""
+        return f"{run.n['all']} objects of {len(run.pairs)} expressions" if run.count == "object" else ""
     values = run.metrics
     return f"{values['n']} objects of {values['expressions']} expressions" if "expressions" in values else ""
 
@@ -163,7 +162,6 @@ def _cell(values: Mapping[str, Any], name: str, part: str) -> str:
 
 def differences(comparison: Comparison) -> Table:
     """A line for each metric and level: both runs, difference, interval, p."""
-    numbers = comparison_document(comparison)["n"]
     rows = []
     for level, of_level in comparison.differences.items():
         for metric, found in of_level.items():
@@ -171,7 +169,13 @@ def differences(comparison: Comparison) -> Table:
             low, high = found.ci95
             rows.append(
                 (
-                    *(level, str(numbers[level]), LABELS[metric], f"{found.a:.{digits}f}", f"{found.b:.{digits}f}"),
+                    *(
+                        level,
+                        str(comparison.n[level]),
+                        LABELS[metric],
+                        f"{found.a:.{digits}f}",
+                        f"{found.b:.{digits}f}",
+                    ),
                     *(f"{found.difference:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]", f"{found.p:.4f}"),
                 )
             )

@@ -201,6 +201,9 @@ def test_other_counts_are_refused_unless_told(run: Callable[..., Path]) -> None:
         compare(a, b)
     assert compare(a, a, resamples=10).count == "object"
     assert compare(a, b, count="expression", resamples=10).differences["all"]["giou"].a == 0.75
+    strange = read_run(run("strange", *rows, count="objects"))
+    with pytest.raises(ValueError, match="unknown count 'objects', choose from expression, object"):
+        compare(strange, strange)
     old = read_run(run("old", row("x", 4), row("y", 2)))
     with pytest.raises(ValueError, match=r"sample 'x' has no 'object' in .*old, so objects cannot be counted"):
         compare(a, old, count="object")

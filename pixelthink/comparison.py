@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 
 from pixelthink.data.objects import ObjectTargets
+from pixelthink.failures import was_asked, was_read
 from pixelthink.finished_run import FinishedRun, row_mask
 from pixelthink.metrics.counting import Count, Counting, get_count, object_key
 from pixelthink.metrics.functional import Protocol, ProtocolName, get_protocol, mask_counts, mask_ious
@@ -264,13 +265,16 @@ def _differences(pairs: Sequence[Pair], counting: Counting, resamples: int, seed
 def _values(metric: str, scored: Sequence[Scored], counting: Counting) -> tuple[np.ndarray, np.ndarray]:
     """Numerators and denominators of a metric, one of what counts once each.
 
-    gIoU and cIoU average what counts together; lengths and parse rate are of answers, so objects add theirs up.
+    gIoU and cIoU average what counts together; lengths and parse rate are of answers, so objects add theirs up, and a
+    sample that was not asked, for want of its image, has no part in them.
     """
     if metric == "giou":
         return counting.means([s.iou for s in scored]), np.ones(len(counting.sizes))
     if metric == "ciou":
         shared, joined = counting.sums([s.intersection for s in scored]), counting.sums([s.union for s in scored])
         return shared / counting.sizes, joined / counting.sizes
+    asked = np.array([was_asked(s.row["failure"]) for s in scored], dtype=np.float64)
     read = metric == "parse_rate"
-    values = [float(s.row["failure"] is None if read else s.row[metric]) for s in scored]
-    return np.bincount(counting.places, weights=values), counting.sizes
+    values = np.array([float(was_read(s.row["failure"]) if read else s.row[metric]) for s in scored])
+    numerators, answers = (np.bincount(counting.places, weights=column) for column in (values * asked, asked))
+    return numerators, answers

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from pixelthink.answering import lost_prediction, segment_answers
 from pixelthink.components import resolved
 from pixelthink.data.objects import ObjectTargets
+from pixelthink.failures import was_asked
 from pixelthink.judges.base import JUDGE_FAILURES, Judge, JudgedSample, Verdict
 from pixelthink.lost_images import LostImages
 from pixelthink.metrics.counting import Count
@@ -30,7 +31,7 @@ from pixelthink.parallel.sharding import within
 from pixelthink.parallel.strategy import shard_for
 from pixelthink.parsing import parse_completion
 from pixelthink.policies.base import EncodedPrompt, PolicyBackbone, TokenScores
-from pixelthink.results import Row, recorded_prediction, was_asked
+from pixelthink.results import Row, recorded_prediction
 from pixelthink.rollouts.base import RolloutEngine, SamplingConfig
 from pixelthink.rollouts.weight_sync import SyncConfig, WeightSync
 from pixelthink.segmenters.base import Segmenter
@@ -263,7 +264,7 @@ class PolicyModule(L.LightningModule):
     def _known(self, prompt: Prompt) -> Prediction | None:
         """What needs no asking: an interrupted run's answer or, without an image, that there is none."""
         row = self.recorded.get(prompt.sample.id)
-        if row is not None and was_asked(row):
+        if row is not None and was_asked(row["failure"]):
             return recorded_prediction(prompt, row, self.answer_style)
         return None if prompt.sample.lost is None else lost_prediction(prompt)
 

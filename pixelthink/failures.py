@@ -27,3 +27,13 @@ own box; a box reaches beyond the image and is cut at its edge; one of several b
 is left out."""
 
 FLAWS: tuple[Flaw, ...] = get_args(Flaw)
+
+
+def was_asked(failure: str | None) -> bool:
+    """Whether there is an answer at all, good or not: the image could be read. Lengths are means of such samples."""
+    return failure not in IMAGE_FAILURES
+
+
+def was_read(failure: str | None) -> bool:
+    """Whether an answer could be read, whatever became of its mask; the parse rate is the share of those asked."""
+    return was_asked(failure) and (failure is None or failure in get_args(EvaluationFailure))

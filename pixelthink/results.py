@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from pixelthink.atomic_files import write_atomically
-from pixelthink.failures import IMAGE_FAILURES
 from pixelthink.geometry import decode_rle, encode_rle
 from pixelthink.jsonl import read_rows
 from pixelthink.metrics.measured import Measured
@@ -110,11 +109,6 @@ def recorded_prediction(prompt: Prompt, row: Row, answer_style: str) -> Predicti
         flaws=tuple(row["flaws"]),
         failure_detail=row["failure_detail"],
     )
-
-
-def was_asked(row: Row) -> bool:
-    """Whether a row's image could be read, so that there is an answer, good or not."""
-    return row["failure"] not in IMAGE_FAILURES
 
 
 def _remembered(sample: Sample, row: Row) -> Sample:

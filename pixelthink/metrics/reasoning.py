@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
-from pixelthink.failures import CAUSES, EvaluationFailure
+from pixelthink.failures import CAUSES, was_asked, was_read
 from pixelthink.metrics.counting import Count, Counting, get_count
 from pixelthink.metrics.functional import efficiency_scores, exact_mean
 from pixelthink.metrics.segmentation import counted_digests
@@ -113,7 +113,8 @@ class Occurrences(Metric):
 class ParseRate(Occurrences):
     """Share of responses whose answer could be read, and the number of failures by cause.
 
-    A cause that is no fault of the answer's form, as a segmenter's error, is counted but does not lower the share.
+    A cause that is no fault of the answer's form, as a segmenter's error, is counted but does not lower the share; a
+    sample that was not asked, for want of its image, is in neither part of it.
 
     Args:
         causes: Every cause that may occur.
@@ -125,7 +126,8 @@ class ParseRate(Occurrences):
 
     def __init__(self, causes: Sequence[str] = CAUSES, **kwargs: Any) -> None:
         super().__init__("failures", causes, **kwargs)
-        self.unread = [index for index, cause in enumerate(self.names) if cause not in get_args(EvaluationFailure)]
+        self.unasked = [index for index, cause in enumerate(self.names) if not was_asked(cause)]
+        self.unread = [index for index, cause in enumerate(self.names) if was_asked(cause) and not was_read(cause)]
         self.add_state("count", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, failures: Sequence[str | None]) -> None:  # type: ignore[override]
@@ -138,9 +140,13 @@ class ParseRate(Occurrences):
         self.count += len(failures)
 
     def compute(self) -> dict[str, Tensor]:
-        """`parse_rate`, float64 () and NaN before the first answer; `failures/CAUSE`, int64 (), where it occurred."""
-        rate = 1.0 - self.found[self.unread].sum().double() / self.count
-        return {"parse_rate": rate, **super().compute()}
+        """`parse_rate`, float64 () and NaN before the first sample; `failures/CAUSE`, int64 (), where it occurred.
+
+        There is no rate where none of the samples was asked.
+        """
+        answers = self.count - self.found[self.unasked].sum()
+        rate = {"parse_rate": 1.0 - self.found[self.unread].sum().double() / answers}
+        return {**(rate if answers or not self.count else {}), **super().compute()}
 
 
 class Efficiency(Metric):
@@ -184,7 +190,7 @@ class Efficiency(Metric):
 
     def update(
         self,
-        tokens: Sequence[int],
+        tokens: Sequence[int | None],
         ious: Sequence[float],
         ratings: Sequence[float | None],
         objects: Sequence[str] | None = None,
@@ -192,7 +198,7 @@ class Efficiency(Metric):
         """Adds N samples.
 
         Args:
-            tokens: Reasoning tokens of each.
+            tokens: Reasoning tokens of each, or None where it was not asked; their mean is of the others.
             ious: IoU of each, 0 to 1.
             ratings: A judge's 0 to 10 for each, or None.
             objects: N keys of what was asked for, `counting.object_key`; only looked at where objects are counted.
@@ -219,7 +225,8 @@ class Efficiency(Metric):
         if self.model_billions is not None:
             objects = dim_zero_cat(self.objects).cpu().numpy() if self.count == "object" else None
             giou = exact_mean(Counting.of(ious.size, objects).means(ious))
-            rst, sat, urss = efficiency_scores(exact_mean(tokens), rscore, giou, self.model_billions, self.gamma)
+            length = exact_mean(tokens[~np.isnan(tokens)]) if not np.isnan(tokens).all() else 0.0
+            rst, sat, urss = efficiency_scores(length, rscore, giou, self.model_billions, self.gamma)
             values |= {"rst": rst, "urss": urss} if self.judged else {}
             values["sat"] = sat
         return {

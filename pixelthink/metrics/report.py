@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from pixelthink.failures import FLAWS
+from pixelthink.failures import FLAWS, was_asked
 from pixelthink.metrics.counting import Count
 from pixelthink.metrics.functional import ProtocolName
 from pixelthink.metrics.levels import ByLevel
@@ -73,7 +73,8 @@ class SegmentationReport(nn.Module):
         self.averages.update(difficulties, [_row(sample) for sample in samples])
         self.parsed.update(difficulties, [sample.failure for sample in samples])
         self.flaws.update(difficulties, [sample.flaws for sample in samples])
-        tokens, ratings = [sample.reasoning_tokens for sample in samples], [sample.rscore for sample in samples]
+        tokens = [sample.reasoning_tokens if was_asked(sample.failure) else None for sample in samples]
+        ratings = [sample.rscore for sample in samples]
         self.efficiency.update(difficulties, tokens, ious, ratings, objects)
         if self.unrated is not None:
             self.unrated.update(difficulties, [[] if s.judge_failure is None else [s.judge_failure] for s in samples])
@@ -101,9 +102,10 @@ class SegmentationReport(nn.Module):
 
 
 def _row(sample: Measured) -> list[float | None]:
-    """Lengths and times of a sample, in the order of `LENGTHS` and `STAGES`."""
+    """Lengths and times of a sample, in the order of `LENGTHS` and `STAGES`; None of one that was not asked."""
     timings: Timings = sample.timings
-    values: dict[str, Any] = {name: getattr(sample, name) for name in LENGTHS}
+    asked = was_asked(sample.failure)
+    values: dict[str, Any] = {name: getattr(sample, name) if asked else None for name in LENGTHS}
     return [*values.values(), *(getattr(timings, stage) for stage in STAGES)]
 
 

@@ -17,6 +17,7 @@ from markupsafe import Markup
 
 from pixelthink.atomic_files import write_atomically
 from pixelthink.comparison import Comparison
+from pixelthink.failures import was_asked
 from pixelthink.finished_run import FinishedRun
 from pixelthink.report import charts, tables
 from pixelthink.report.gallery import Gallery, collect
@@ -126,14 +127,22 @@ def _charts(
     samples = gallery.samples
     number = range(len(runs))
     groups = charts.level_groups([sample["level"] for sample in samples])
-    tokens = [[sample["answers"][run]["tokens"] for sample in samples] for run in number]
-    found = {"lengths": charts.lengths([(level, [[t[i] for i in at] for t in tokens]) for level, at in groups])}
+    tokens = [[_tokens(sample["answers"][run]) for sample in samples] for run in number]
+    of_levels = [
+        (level, [[t for i in at if (t := column[i]) is not None] for column in tokens]) for level, at in groups
+    ]
+    found = {"lengths": charts.lengths(of_levels)}
     if measured:
         ious = [[sample["answers"][run]["iou"] for sample in samples] for run in number]
-        dots = [_dot(place, sample) for place, sample in enumerate(samples)]
+        dots = [_dot(place, sample) for place, sample in enumerate(samples) if tokens[-1][place] is not None]
         found["scatter"] = charts.scatter(dots, _means(runs, tokens, ious, groups, comparison))
         found["ious"] = charts.histogram(ious, "IoU")
     return {name: Markup(svg) for name, svg in found.items()}
+
+
+def _tokens(answer: Mapping[str, Any]) -> int | None:
+    """Reasoning tokens; None where there is no answer, for want of the image."""
+    return answer["tokens"] if was_asked(answer["failure"]) else None
 
 
 def _dot(place: int, sample: Mapping[str, Any]) -> charts.Dot:
@@ -144,7 +153,7 @@ def _dot(place: int, sample: Mapping[str, Any]) -> charts.Dot:
 
 def _means(
     runs: Sequence[FinishedRun],
-    tokens: Sequence[Sequence[int]],
+    tokens: Sequence[Sequence[int | None]],
     ious: Sequence[Sequence[float]],
     groups: Sequence[tuple[str, Sequence[int]]],
     comparison: Comparison | None,
@@ -155,7 +164,8 @@ def _means(
         for run in range(len(runs)):
             part = "" if level == "all" else f"/{level}"
             interval = runs[run].metrics.get(f"giou_ci95{part}") if comparison is None else None
-            length, mean = (float(np.mean([column[run][i] for i in places])) for column in (tokens, ious))
+            mean = float(np.mean([ious[run][i] for i in places]))
+            length = float(np.mean([t for i in places if (t := tokens[run][i]) is not None] or [0]))
             if comparison is None:
                 giou = float(runs[run].metrics.get(f"giou{part}", mean))  # per object where objects were counted
             else:

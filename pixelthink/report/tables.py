@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from pixelthink.comparison import Comparison
+from pixelthink.failures import was_asked, was_read
 from pixelthink.finished_run import FinishedRun
 from pixelthink.types import LEVELS
 
@@ -90,8 +91,9 @@ def values_of(run: FinishedRun) -> dict[str, Any]:
     if run.metrics:
         return run.metrics
     rows = run.rows
-    values: dict[str, Any] = {"n": len(rows), "parse_rate": float(np.mean([row["failure"] is None for row in rows]))}
-    values["reasoning_tokens"] = float(np.mean([row["reasoning_tokens"] for row in rows]))
+    asked = [row for row in rows if was_asked(row["failure"])] or rows
+    values: dict[str, Any] = {"n": len(rows), "parse_rate": float(np.mean([was_read(row["failure"]) for row in asked]))}
+    values["reasoning_tokens"] = float(np.mean([row["reasoning_tokens"] for row in asked]))
     values["failures"] = dict(Counter(row["failure"] for row in rows if row["failure"] is not None))
     values["flaws"] = dict(Counter(flaw for row in rows for flaw in row.get("flaws") or []))
     for stage, _ in STAGES:

@@ -252,7 +252,9 @@ def test_every_fault_is_counted_and_no_sample_dropped(tmp_path: Path, scenes: Pa
     causes = ("no_json", "not_finite", "empty_box", "box_outside_image", "image_lost")
     assert metrics["failures"] == dict.fromkeys(causes, 1) | {"segmenter_error": 2, "image_unreadable": 2}
     assert metrics["flaws"] == {"points_off_box": 1, "box_beyond_image": 1}
-    assert metrics["parse_rate"] == pytest.approx(9 / 12)
+    assert metrics["parse_rate"] == pytest.approx(6 / 9), "of those that were asked"
+    answers = [text for text, cause in ANSWERS.values() if text != NEVER_READ]
+    assert metrics["words"] == metrics["reasoning_tokens"] == pytest.approx(np.mean([len(t.split()) for t in answers]))
     cut = 102 * 30  # the box that reaches beyond the image, cut at its right edge
     assert metrics["giou"] == pytest.approx((1 + 1 + 1200 / cut) / 12)
     assert metrics["ciou"] == pytest.approx(3 * 1200 / (9 * 1200 + cut)), (

@@ -162,6 +162,8 @@ def test_a_lost_image_counts_as_the_evaluation_counts_it(run: Callable[..., Path
     of_all = compare(read_run(a), read_run(b), resamples=10).differences["all"]
     assert (of_all["giou"].a, of_all["giou"].b) == (1.0, 0.5)
     assert (of_all["ciou"].a, of_all["ciou"].b) == (1.0, 1.0)
+    for metric in ("reasoning_tokens", "parse_rate"):
+        assert of_all[metric].a == of_all[metric].b, "a sample that was not asked has no length"
 
 
 def test_objects_are_averaged_and_drawn(run: Callable[..., Path]) -> None:

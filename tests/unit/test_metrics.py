@@ -166,6 +166,24 @@ def test_tokens_and_parse_rate() -> None:
     with pytest.raises(ValueError, match="failures: unknown 'tired'"):
         rate.update([None, "tired"])
     assert rate.count == 5
+    rate.update(["image_unreadable", "image_lost", "segmenter_error"])
+    values = {name: value.item() for name, value in rate.compute().items()}
+    assert values["parse_rate"] == pytest.approx(3 / 6), "a segmenter's error is none of the answer's, two had no image"
+    unasked = ParseRate()
+    unasked.update(["image_lost"])
+    assert unasked.compute().keys() == {"failures/image_lost"}
+
+
+def test_lengths_are_of_those_that_were_asked() -> None:
+    lengths = {"reasoning_tokens": 6, "answer_tokens": 4, "response_tokens": 12, "words": 8}
+    asked = Measured("a", None, 2, 4, 0.5, None, (), **lengths)
+    lost = Measured("b", None, 0, 4, 0.0, "image_unreadable", (), **dict.fromkeys(lengths, 0))
+    report = SegmentationReport("segzero", bootstrap_samples=10, model_billions=1.0)
+    report.update([asked, lost])
+    values = report.compute()
+    assert {name: values[name] for name in lengths} == lengths
+    assert (values["n"], values["giou"], values["parse_rate"]) == (2, 0.25, 1.0)
+    assert values["sat"] == pytest.approx(25 / 7**0.5)
 
 
 def test_by_level() -> None:

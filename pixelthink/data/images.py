@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from pixelthink.failures import ImageFailure
 
@@ -130,6 +130,8 @@ def _read_rgb(source: str | Path | bytes, name: str) -> Image.Image:
             upright = ImageOps.exif_transpose(image)
     except FileNotFoundError:
         raise ImageLost(f"{name}: there is no such image") from None
+    except UnidentifiedImageError:
+        raise ImageUnreadable(f"{name}: not a readable image: of no known format") from None
     except (OSError, SyntaxError, ValueError, EOFError, RuntimeError, Image.DecompressionBombError) as error:
         reason = " ".join(str(error).replace(repr(str(source)), "the file").split())[:200]
         raise ImageUnreadable(f"{name}: not a readable image: {reason}", size) from None

@@ -24,7 +24,8 @@ class Gallery:
     Attributes:
         samples: One object a sample, see `_sample`.
         pictures: `data:` URIs; a sample names its picture by the position.
-        without_picture: Samples that are listed without one, since there would have been too many or it is not there.
+        without_picture: Samples that are listed without one since there would have been too many; others may have none
+            because their image could not be read, and say so.
     """
 
     samples: list[dict[str, Any]]
@@ -56,7 +57,7 @@ def collect(
         picture = _picture(runs, rows, side, pictures, known) if name in pictured else None
         ious = [of_run[name] for of_run in scores]
         samples.append(_sample(rows, ious, picture))
-    return Gallery(samples, pictures, sum(sample["picture"] is None for sample in samples))
+    return Gallery(samples, pictures, len(shown) - len(pictured))
 
 
 def _spread(names: Sequence[str], scores: Mapping[str, float | None], number: int) -> set[str]:

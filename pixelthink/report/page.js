@@ -84,7 +84,7 @@
     });
     const about = element("div", { class: "about" }, heading(sample), element("h3", {}, sample.question));
     sample.answers.forEach((answer, run) => {
-      about.append(tags(sample, answer, run), element("p", { class: "reasoning" }, answer.reasoning || answer.response || "(nothing)"));
+      about.append(tags(sample, answer, run), element("p", { class: "reasoning" }, answer.reasoning || answer.response || answer.detail || "(nothing)"));
     });
     return element("article", { class: "card", "data-id": sample.id }, views, about);
   }

@@ -90,6 +90,11 @@ def test_an_image_of_unknown_size_leaves_question_and_difficulty(reasonseg: Path
     assert (found.mask, found.ignore, found.targets, found.index) == (None, None, (), 0)
     assert found.lost is not None
     assert found.lost.cause == ("image_lost" if damage == "gone" else "image_unreadable")
+    reasons = {
+        "gone": "there is no such image",
+        "a folder": "not a readable image: [Errno 21] Is a directory: the file",
+    }
+    assert found.lost.reason == f"{file}: {reasons.get(damage, 'not a readable image: of no known format')}"
 
 
 def test_annotations_that_say_the_size_keep_the_target_of_a_lost_image(tmp_path: Path) -> None:

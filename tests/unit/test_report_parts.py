@@ -186,6 +186,12 @@ def test_pictures_are_limited_and_spread_over_the_ious(tmp_path: Path) -> None:
     rows[1] |= {"thumbnail": "0.jpg"}
     shared = collect([run], [{r["id"]: r["iou"] for r in rows}], max_pictures=100, side=64)
     assert (len(shared.pictures), shared.samples[1]["picture"]) == (9, 0)
+    rows[2] |= {"thumbnail": None, "failure": "image_unreadable", "failure_detail": "2.jpg: of no known format"}
+    damaged = collect([run], [{r["id"]: r["iou"] for r in rows}], max_pictures=100, side=64)
+    assert damaged.without_picture == 0, "not left out to keep the page small"
+    assert (damaged.samples[2]["picture"], damaged.samples[2]["answers"][0]["detail"]) == (
+        *(None, "2.jpg: of no known format"),
+    )
 
 
 def test_text_cannot_break_out_of_the_data() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -29,7 +30,8 @@ class Recipe:
     """One way to respond, when and how often to show it.
 
     Attributes:
-        reasoning: Name of the reference reasoning, a key of the sample's `reasoning`.
+        reasoning: Name of the reference reasoning, a key of the sample's `reasoning`; None leaves its share of the
+            samples out of the step, so that a stage need not pay for all that a batch holds.
         weight: Share of the samples, relative to the weights of the other recipes of the same time.
         prompt: Wording of the question for this recipe; None keeps the data's own.
         answer: Whether the response goes on to the answer, or ends with the reasoning (to learn captioning, say).
@@ -39,7 +41,7 @@ class Recipe:
             of the step.
     """
 
-    reasoning: str
+    reasoning: str | None
     weight: float = 1.0
     prompt: PromptStyle | None = None
     answer: bool = True
@@ -150,7 +152,7 @@ class SFTModule(PolicyModule):
         """
         if recipe.prompt is not None:
             prompt = replace(prompt, messages=recipe.prompt.messages(prompt.sample.question))
-        if recipe.reasoning not in prompt.sample.reasoning:
+        if recipe.reasoning is None or recipe.reasoning not in prompt.sample.reasoning:
             known = ", ".join(prompt.sample.reasoning) or "none"
             raise ValueError(f"sample {prompt.sample.id!r} has no {recipe.reasoning!r} reasoning; it has: {known}")
         if not prompt.targets:
@@ -164,15 +166,13 @@ class SFTModule(PolicyModule):
         """The recipe of a sample, drawn by weight from those shown for it at this step by a hash of its id.
 
         Returns:
-            None where none is shown for the sample's level.
+            None where none is shown for the sample's level, or the one drawn leaves it out.
         """
         shown = [recipe for recipe in self.recipes if recipe.shown_at(self.global_step) and recipe.fits(sample)]
-        point = zlib.crc32(f"recipe:{sample.id}".encode()) / 2**32 * sum(recipe.weight for recipe in shown)
-        for recipe in shown:
-            point -= recipe.weight
-            if point < 0:
-                return recipe
-        return shown[-1] if shown else None
+        ends = list(accumulate(recipe.weight for recipe in shown))
+        point = zlib.crc32(f"recipe:{sample.id}".encode()) / 2**32
+        drawn = next((recipe for recipe, end in zip(shown, ends, strict=True) if point * ends[-1] < end), None)
+        return None if drawn is None or drawn.reasoning is None else drawn
 
     def negative_log_likelihood(self, examples: Sequence[tuple[Prompt, Tensor]]) -> Tensor:
         """Sum over all response tokens of −log p(token)."""

@@ -77,6 +77,15 @@ def test_a_recipe_of_some_levels_leaves_the_others_out(tiny_policy_path: Path) -
         built.examples(PromptBatch((prompt_of(samples[0]),)))
 
 
+def test_a_recipe_without_reasoning_leaves_its_share_out(tiny_policy_path: Path) -> None:
+    built = module(tiny_policy_path, Recipe("steps", 1.0), Recipe(None, 3.0))
+    samples = [ShapeScenes(size=400)[i] for i in range(400)]
+    shown = [sample.id for sample in samples if built.recipe_of(sample) is not None]
+    assert abs(len(shown) - 100) < 4 * (400 * 0.25 * 0.75) ** 0.5
+    examples = built.examples(PromptBatch(tuple(prompt_of(sample) for sample in samples)))
+    assert [prompt.sample.id for prompt, _ in examples] == shown
+
+
 def test_recipes_that_never_show_are_refused() -> None:
     with pytest.raises(ValueError, match="no step lies from 5 to 5"):
         Recipe("brief", first_step=5, last_step=5)

@@ -57,7 +57,7 @@ lint: $(STAMP) ## ruff and mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-tiny-policy: $(STAMP) ## cold-start a policy from nothing into runs/tiny_sft/policy (1,100 steps, see docs/shape_scenes.md)
+tiny-policy: $(STAMP) ## cold-start a policy from nothing into runs/tiny_sft/policy (1,350 steps, see docs/shape_scenes.md)
 	$(BIN)/python -m pixelthink fit --config configs/tiny_sft.yaml
 
 table: $(STAMP) ## train with three rewards from three seeds and print docs/results.md's table (nine runs)

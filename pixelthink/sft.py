@@ -108,9 +108,9 @@ class SFTModule(PolicyModule):
 
     def setup(self, stage: str) -> None:
         super().setup(stage)
-        asked = {recipe.prompt.answer_style for recipe in self.recipes if recipe.prompt is not None}
-        asked |= {self.answer_style for recipe in self.recipes if recipe.prompt is None}
-        if stage == "fit" and asked != {"single"}:
+        prompts = [recipe.prompt for recipe in self.recipes if recipe.reasoning is not None]
+        asked = {self.answer_style if prompt is None else prompt.answer_style for prompt in prompts}
+        if stage == "fit" and not asked <= {"single"}:
             raise ValueError("sft: the prompt asks for several objects, but recipes teach the answer with one box")
 
     def configure_optimizers(self) -> Any:

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from lightning.pytorch import Trainer
 
 from pixelthink.data.collate import Collate
-from pixelthink.data.prompts import ShortPrompt
+from pixelthink.data.prompts import ShortPrompt, VisionReasonerPrompt
 from pixelthink.data.shape_scenes import ShapeScenes
 from pixelthink.optim import WarmupHoldDecay
 from pixelthink.parsing import parse_completion
@@ -84,6 +85,17 @@ def test_a_recipe_without_reasoning_leaves_its_share_out(tiny_policy_path: Path)
     assert abs(len(shown) - 100) < 4 * (400 * 0.25 * 0.75) ** 0.5
     examples = built.examples(PromptBatch(tuple(prompt_of(sample) for sample in samples)))
     assert [prompt.sample.id for prompt, _ in examples] == shown
+
+
+def test_only_recipes_that_show_something_ask_for_an_answer_style(tiny_policy_path: Path) -> None:
+    several, single = VisionReasonerPrompt(), ShortPrompt()
+    accepted = module(tiny_policy_path, Recipe("brief", prompt=single), Recipe(None, prompt=several))
+    refused = module(tiny_policy_path, Recipe("brief", prompt=several), Recipe(None, prompt=single))
+    for built in (accepted, refused):
+        built.trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    accepted.setup("fit")
+    with pytest.raises(ValueError, match="the prompt asks for several objects"):
+        refused.setup("fit")
 
 
 def test_recipes_that_never_show_are_refused() -> None:

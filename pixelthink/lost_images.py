@@ -42,7 +42,7 @@ class LostImages:
         """Looks at what all processes have found, once all samples have been.
 
         Raises:
-            ValueError: not one image could be read; one line with the number of each cause and the first reason.
+            ValueError: not one image could be read; one line with the first reason and the number of each cause.
         """
         everyone = processes.gathered((self.samples, self.causes, self.first))
         total = sum(samples for samples, _, _ in everyone)
@@ -51,4 +51,4 @@ class LostImages:
             return
         named = ", ".join(f"{cause} {causes[cause]}" for cause in IMAGE_FAILURES if causes[cause])
         first = next(first for _, _, first in everyone if first is not None)
-        raise ValueError(f"not one of {total} images could be read ({named}); the first: {first}")
+        raise ValueError(f"{first} (not one of {total} images could be read: {named})")

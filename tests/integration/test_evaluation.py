@@ -324,7 +324,7 @@ def test_a_folder_without_its_images_is_an_error(tmp_path: Path, scenes: Path, c
     with pytest.raises(SystemExit):
         main(["test", *faulty(tmp_path, scenes, "--data.test=tests.evaluation_parts.NoImages")])
     error = capsys.readouterr().err.strip().splitlines()[-1]
-    reason = "not one of 2 images could be read (image_lost 2); the first: /nowhere/0.jpg: there is no such image"
+    reason = "/nowhere/0.jpg: there is no such image (not one of 2 images could be read: image_lost 2)"
     assert error == f"pixelthink: error: {reason}"
 
 

@@ -6,6 +6,7 @@ One engine serves all tests of this file, since starting one takes seconds.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from copy import deepcopy
 from typing import Any
 
 import pytest
@@ -82,12 +83,18 @@ def synced(engine: RolloutEngine, backbone: Qwen25VL, policy: nn.Module, **confi
 def difference(
     engine: RolloutEngine, backbone: Qwen25VL, policy: nn.Module, batch: PromptBatch, seed: int = 0
 ) -> float:
-    """Largest |difference| of a sampled token's log-probability, in the rollout and under the policy."""
+    """Largest |difference| of a sampled token's log-probability, in the rollout and under the policy in float64.
+
+    A sharp policy's own rounding in float32 is as large as `PARITY`, so it would be no measure of vLLM's.
+    """
     rollout = engine.generate(batch, SamplingConfig(2, 48), seed)
     encoded = backbone.encode(batch.prompts)
     with torch.no_grad():
         scores = backbone.score(
-            policy.eval(), encoded, [torch.tensor(c.token_ids) for c in rollout.completions], [i // 2 for i in range(8)]
+            deepcopy(policy).eval().double(),
+            encoded,
+            [torch.tensor(c.token_ids) for c in rollout.completions],
+            [i // 2 for i in range(8)],
         )
     pairs = zip(scores.logprobs, rollout.completions, strict=True)
     return max(float((row[: len(c.logprobs)] - torch.tensor(c.logprobs)).abs().max()) for row, c in pairs)

@@ -13,7 +13,7 @@ setup(
     license="MIT",
     python_requires=">=3.11",
     packages=find_packages(include=["pixelthink", "pixelthink.*"]),
-    package_data={"pixelthink.report": ["page.html", "page.css", "page.js"]},
+    package_data={"pixelthink.evaluation.report": ["page.html", "page.css", "page.js"]},
     install_requires=[
         "torch>=2.8",
         "torchvision",

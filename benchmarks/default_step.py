@@ -60,7 +60,7 @@ def train(pipe: Connection, config: str, overrides: tuple[str, ...], steps: int)
     """Trains for some steps, each when the parent says so, and reports the seconds of its phases."""
     import lightning as L
 
-    import pixelthink.cli
+    import pixelthink.cli.main
 
     class InTurn(L.Callback):
         def on_train_batch_start(self, *rest: Any) -> None:
@@ -69,8 +69,8 @@ def train(pipe: Connection, config: str, overrides: tuple[str, ...], steps: int)
         def on_train_batch_end(self, trainer: Any, module: Any, *rest: Any) -> None:
             pipe.send({**module.seconds, "step": sum(module.seconds.values())})
 
-    pixelthink.cli.TRAINER_DEFAULTS["callbacks"] = [InTurn()]
-    pixelthink.cli.main(
+    pixelthink.cli.main.TRAINER_DEFAULTS["callbacks"] = [InTurn()]
+    pixelthink.cli.main.main(
         [
             "fit",
             f"--config={config}",

@@ -29,25 +29,25 @@ from lightning.pytorch.callbacks import Callback
 from PIL import Image
 from transformers.utils.logging import disable_progress_bar
 
-from pixelthink.answering import segmentation_request
+from pixelthink.answering.segmenting import segmentation_request
 from pixelthink.data.base import SampleSource
 from pixelthink.data.collate import Collate
 from pixelthink.data.datamodule import PromptData
 from pixelthink.data.prompts import ShortPrompt
 from pixelthink.data.shape_scenes import IMAGE_SIZE, draw_scene, rate_difficulty, sample_query, sample_scene
-from pixelthink.evaluation import EvaluationConfig
+from pixelthink.evaluation.policy_module import EvaluationConfig
 from pixelthink.geometry import target_from_mask
-from pixelthink.mask_iou import MaskIoU
-from pixelthink.module import GRPOModule
 from pixelthink.parsing import Answer, parse_completion
 from pixelthink.policies.qwen_vl import Qwen25VL
 from pixelthink.rewards.composite import PixelThinkReward
 from pixelthink.rewards.length import NoLengthScore
+from pixelthink.rewards.mask_iou import MaskIoU
 from pixelthink.rollouts.base import SamplingConfig
 from pixelthink.rollouts.hf import HFEngine
 from pixelthink.segmenters.base import SegmentationRequest, Segmenter
 from pixelthink.segmenters.grabcut import GrabCut
 from pixelthink.segmenters.sam2 import SAM2
+from pixelthink.training.grpo_module import GRPOModule
 from pixelthink.types import Prediction, Prompt, PromptBatch, RolloutBatch, Sample
 
 POLICY = Path(__file__).parent.parent / "assets" / "tiny_policy"

@@ -109,11 +109,11 @@ def parts(shape: Shape, checkpointing: bool, folder: Path) -> tuple[Any, Any]:
     from torch.optim import AdamW
 
     from pixelthink.grpo.loss import GRPOConfig
-    from pixelthink.memory.step import StepSize
-    from pixelthink.module import GRPOModule
+    from pixelthink.planning.step import StepSize
     from pixelthink.policies.qwen3_vl import Qwen3VL
     from pixelthink.policies.qwen_vl import Qwen25VL
     from pixelthink.rollouts.base import SamplingConfig
+    from pixelthink.training.grpo_module import GRPOModule
 
     folder.mkdir(exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config_of(shape)), encoding="utf-8")
@@ -131,7 +131,7 @@ def parts(shape: Shape, checkpointing: bool, folder: Path) -> tuple[Any, Any]:
 
 def predicted(shape: Shape, checkpointing: bool, folder: Path) -> int:
     """Bytes of the fullest phase, computed with shapes only."""
-    from pixelthink.memory.simulate import simulate_step
+    from pixelthink.planning.simulate import simulate_step
 
     phases, _ = simulate_step(*parts(shape, checkpointing, folder))
     return max(phase.total() for phase in phases.values())
@@ -156,9 +156,9 @@ def take_step(shape: Shape, checkpointing: bool, folder: Path) -> None:
     """A second step for real: the optimizer has its states already."""
     import torch
 
-    from pixelthink.memory.simulate import load, optimizer_with_states
-    from pixelthink.memory.step import run_step
-    from pixelthink.memory.tracking import Ledger
+    from pixelthink.planning.simulate import load, optimizer_with_states
+    from pixelthink.planning.step import run_step
+    from pixelthink.planning.tracking import Ledger
 
     torch.set_num_threads(1)
     folder.mkdir(exist_ok=True, parents=True)
@@ -190,7 +190,7 @@ def compare(name: str, checkpointing: bool) -> dict[str, Any]:
 def rows(names: Sequence[str]) -> Iterator[dict[str, Any]]:
     """The table row by row, each from a process that has done nothing else."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["benchmarks.memory_plan", "pixelthink.memory.plan"])
+    context.set_forkserver_preload(["benchmarks.memory_plan", "pixelthink.planning.plan"])
     for name in names:
         for checkpointing in (False, True):
             with ProcessPoolExecutor(1, mp_context=context) as pool:

@@ -125,12 +125,13 @@ def run_ours(pipe: Connection, settings: dict[str, Any]) -> None:
 
     from pixelthink.data.collate import Collate
     from pixelthink.data.prompts import ShortPrompt
+    from pixelthink.geometry import Target
     from pixelthink.grpo.loss import GRPOConfig
-    from pixelthink.module import GRPOModule
     from pixelthink.policies.qwen_vl import Qwen25VL
     from pixelthink.rewards.composite import PixelThinkReward
     from pixelthink.rollouts.base import SamplingConfig
-    from pixelthink.types import Sample, Target
+    from pixelthink.training.grpo_module import GRPOModule
+    from pixelthink.types import Sample
 
     class Endless(Qwen25VL):
         stop_token_ids = ()  # type: ignore[assignment]

@@ -6,7 +6,7 @@ from typing import Literal, get_args
 
 from pixelthink.parsing import Failure
 
-ImageFailure = Literal["image_lost", "image_unreadable"]
+ImageFailure = Literal["image_missing", "image_unreadable"]
 """Why a sample was not even asked: no file was where its image should be when it was its turn; there was one, and it
 could not be read as an image (truncated, damaged, no image at all, too large, not to be opened)."""
 

@@ -16,13 +16,28 @@ from typing import Any, Literal
 
 import numpy as np
 
-from pixelthink.types import Box, Point, Target
-
 AnswerConvention = Literal["pixels", "per_mille"]
 
 PER_MILLE = 1000
 CENTROID_WINDOW = 10
 MAX_RLE_PIXELS = 2**28
+
+
+Box = tuple[float, float, float, float]
+Point = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Target:
+    """One object to be found, in the coordinates of whoever holds it.
+
+    Attributes:
+        box_xyxy: Tight box, both corners inside.
+        points_xy: The two representative points (Seg-Zero's inscribed-circle centres).
+    """
+
+    box_xyxy: Box
+    points_xy: tuple[Point, Point]
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from pixelthink.types import Box, Point, Target
+from pixelthink.geometry import Box, Point, Target
 
 Failure = Literal[
     "no_json",

@@ -10,19 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from pixelthink.failures import Cause, Flaw, ImageFailure
-    from pixelthink.geometry import CoordinateFrame
-    from pixelthink.parsing import Answer
+from pixelthink.failures import Cause, Flaw, ImageFailure
+from pixelthink.geometry import CoordinateFrame, Target
+from pixelthink.parsing import Answer
 
-Box = tuple[float, float, float, float]
-Point = tuple[float, float]
 Level = Literal["easy", "medium", "hard"]
 
 LEVELS: tuple[Level, ...] = ("easy", "medium", "hard")
@@ -36,20 +33,7 @@ def difficulty_level(difficulty: float) -> Level:
 
 
 @dataclass(frozen=True)
-class Target:
-    """One object to be found, in the coordinates of whoever holds it.
-
-    Attributes:
-        box_xyxy: Tight box, both corners inside.
-        points_xy: The two representative points (Seg-Zero's inscribed-circle centres).
-    """
-
-    box_xyxy: Box
-    points_xy: tuple[Point, Point]
-
-
-@dataclass(frozen=True)
-class LostImage:
+class MissingImage:
     """Why a sample has no image.
 
     Attributes:
@@ -76,7 +60,7 @@ class Sample:
         reasoning: Reference reasoning by style name, for a supervised cold start and for judges.
         meta: Whatever the source wants to keep for reports.
         index: Position in its source; None where nobody counted.
-        lost: Why there is no image; `image` is blank then, of the right size where mask and targets are there.
+        missing: Why there is no image; `image` is blank then, of the right size where mask and targets are there.
         object_id: What the question asks for, unique within its source: the questions of one object share image and
             target, and count once where evaluation counts objects. None: the sample is an object of its own.
     """
@@ -91,7 +75,7 @@ class Sample:
     reasoning: Mapping[str, str] = field(default_factory=dict)
     meta: Mapping[str, Any] = field(default_factory=dict)
     index: int | None = None
-    lost: LostImage | None = None
+    missing: MissingImage | None = None
     object_id: str | None = None
 
 

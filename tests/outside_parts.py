@@ -12,12 +12,12 @@ from torch import nn
 from pixelthink.data.base import SampleSource
 from pixelthink.data.prompts import PromptStyle
 from pixelthink.data.shape_scenes import ShapeScenes
-from pixelthink.module import GRPOModule
 from pixelthink.policies.qwen_vl import Qwen25VL
 from pixelthink.rewards.base import LengthScore, Reward, RewardTerm
 from pixelthink.rollouts.base import SamplingConfig
 from pixelthink.rollouts.hf import HFEngine
 from pixelthink.segmenters.base import SegmentationRequest, Segmenter
+from pixelthink.training.grpo_module import GRPOModule
 from pixelthink.types import PromptBatch, RolloutBatch, Sample, Score, ScoringCase
 
 USED: set[str] = set()

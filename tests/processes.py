@@ -22,19 +22,19 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
 from pixelthink.callbacks.hf_export import HFExport
-from pixelthink.checkpoint_io import AtomicCheckpointIO
 from pixelthink.data.datamodule import PromptData
 from pixelthink.data.prompts import ShortPrompt
 from pixelthink.data.shape_scenes import ShapeScenes
-from pixelthink.evaluation import EvaluationConfig, PolicyModule
+from pixelthink.evaluation.policy_module import EvaluationConfig, PolicyModule
+from pixelthink.files.checkpoints import AtomicCheckpointIO
 from pixelthink.grpo.loss import GRPOConfig, LossInputs
-from pixelthink.module import GRPOModule
-from pixelthink.optim import TransformersSchedule
 from pixelthink.parallel.sharding import full_state
 from pixelthink.policies.qwen_vl import Qwen25VL
 from pixelthink.rewards.base import Reward
 from pixelthink.rollouts.base import SamplingConfig
-from pixelthink.sft import Recipe, SFTModule
+from pixelthink.training.grpo_module import GRPOModule
+from pixelthink.training.optim import TransformersSchedule
+from pixelthink.training.sft_module import Recipe, SFTModule
 from pixelthink.types import Score, ScoringCase
 from tests.support import ROOT
 

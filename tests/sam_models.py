@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from pixelthink.types import Target
+from pixelthink.geometry import Target
 
 
 def random_sam2_checkpoint(path: Path, config: str = "sam2.1/sam2.1_hiera_t", seed: int = 0) -> Path:

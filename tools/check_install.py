@@ -45,7 +45,7 @@ def main(extras: bool = False) -> None:
             failures += 1
             print(f"{name:24}FAILED: {type(error).__name__}: {' '.join(str(error).split())[:200]}")
     try:
-        from pixelthink.registry import KINDS, components, load_components
+        from pixelthink.cli.registry import KINDS, components, load_components
 
         load_components()
         print(f"{'pixelthink':24}{sum(len(components(kind)) for kind in KINDS)} components")

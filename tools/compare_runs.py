@@ -18,12 +18,12 @@ from pathlib import Path
 
 from jsonargparse import ArgumentError, ArgumentParser
 
-from pixelthink.comparison import Comparison, Pair, Subset, compare, comparison_document
-from pixelthink.finished_run import read_run
+from pixelthink.evaluation.comparison import Comparison, Pair, Subset, compare, comparison_document
+from pixelthink.evaluation.finished_run import read_run
+from pixelthink.evaluation.results import write_document
 from pixelthink.metrics.counting import Count
 from pixelthink.metrics.functional import ProtocolName
 from pixelthink.metrics.paired import Difference
-from pixelthink.results import write_document
 
 LABELS = {
     "giou": "gIoU",

@@ -25,16 +25,16 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from tqdm import tqdm
 
+from pixelthink.cli.registry import RegistryError, load_components
 from pixelthink.data.collate import Collate
 from pixelthink.data.datamodule import PromptData
 from pixelthink.data.difficulty import released_rows, success_to_difficulty
-from pixelthink.evaluation import PolicyModule
-from pixelthink.geometry import box_iou
-from pixelthink.jsonl import append_log, read_log
+from pixelthink.evaluation.policy_module import PolicyModule
+from pixelthink.files.jsonl import append_log, read_log
+from pixelthink.geometry import Target, box_iou
 from pixelthink.parsing import Answer, parse_completion
-from pixelthink.registry import RegistryError, load_components
 from pixelthink.rollouts.base import SamplingConfig
-from pixelthink.types import RolloutBatch, Target
+from pixelthink.types import RolloutBatch
 
 SPLITS = ("train", "val", "test", "predict")
 

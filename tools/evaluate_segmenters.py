@@ -20,8 +20,8 @@ from pathlib import Path
 import torch
 from jsonargparse import ArgumentError, ArgumentParser
 
-from pixelthink.finished_run import read_run
-from pixelthink.report.page import REPORT, ReportOptions, write_report
+from pixelthink.evaluation.finished_run import read_run
+from pixelthink.evaluation.report.page import REPORT, ReportOptions, write_report
 
 SEGMENTERS = ("GrabCut", "SAM2", "HFSAM2")
 RANDOM_NOTE = (

@@ -16,10 +16,10 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from pixelthink.callbacks.hf_export import export_policy
-from pixelthink.checkpoint_io import AtomicCheckpointIO
-from pixelthink.cli import USER_ERRORS, one_line
+from pixelthink.cli.main import USER_ERRORS, one_line
+from pixelthink.cli.registry import load_components
+from pixelthink.files.checkpoints import AtomicCheckpointIO
 from pixelthink.policies.base import PolicyBackbone
-from pixelthink.registry import load_components
 
 PREFIX = "policy."
 

@@ -10,7 +10,7 @@ import inspect
 
 from jsonargparse import CLI
 
-from pixelthink.registry import KINDS, components, load_components
+from pixelthink.cli.registry import KINDS, components, load_components
 
 
 def main(kind: str | None = None) -> None:

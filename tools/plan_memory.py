@@ -21,11 +21,11 @@ from collections.abc import Sequence
 from jsonargparse import ArgumentError, ArgumentParser
 from tqdm import tqdm
 
-from pixelthink.cli import USER_ERRORS, one_line
-from pixelthink.memory.options import QUIET, Trial, options_for, that_fit_together, try_options
-from pixelthink.memory.plan import GIB, PHASES, PURPOSES, Machine, MemoryPlan, plan_run
-from pixelthink.memory.run import Run
-from pixelthink.registry import load_components
+from pixelthink.cli.main import USER_ERRORS, one_line
+from pixelthink.cli.registry import load_components
+from pixelthink.planning.options import QUIET, Trial, options_for, that_fit_together, try_options
+from pixelthink.planning.plan import GIB, PHASES, PURPOSES, Machine, MemoryPlan, plan_run
+from pixelthink.planning.run import Run
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

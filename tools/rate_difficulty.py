@@ -24,11 +24,11 @@ from pathlib import Path
 from jsonargparse import ArgumentError, ArgumentParser
 from tqdm import tqdm
 
+from pixelthink.cli.registry import RegistryError, load_components
 from pixelthink.data.base import SampleSource
 from pixelthink.data.difficulty import some
 from pixelthink.data.rater import RaterOptions, RatingCache, RatingClient, Ratings, rate_source
 from pixelthink.data.rating import Aggregate, aggregate_rating
-from pixelthink.registry import RegistryError, load_components
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

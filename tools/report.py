@@ -15,11 +15,11 @@ from pathlib import Path
 
 from jsonargparse import ArgumentError, ArgumentParser
 
-from pixelthink.comparison import Subset, compare
-from pixelthink.finished_run import read_run
+from pixelthink.evaluation.comparison import Subset, compare
+from pixelthink.evaluation.finished_run import read_run
+from pixelthink.evaluation.report.page import ReportOptions, write_report
 from pixelthink.metrics.counting import Count
 from pixelthink.metrics.functional import ProtocolName
-from pixelthink.report.page import ReportOptions, write_report
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -31,8 +31,8 @@ from jsonargparse import ArgumentError, ArgumentParser
 
 from pixelthink.data.checks import check_difficulty
 from pixelthink.data.objects import ObjectTargets
+from pixelthink.files.jsonl import read_rows, row_error
 from pixelthink.geometry import decode_rle
-from pixelthink.jsonl import read_rows, row_error
 from pixelthink.metrics.counting import Count, mask_scores, object_key
 from pixelthink.metrics.functional import Protocol, ProtocolName, get_protocol, mask_counts, mask_ious
 from pixelthink.types import LEVELS, Level, difficulty_level

@@ -25,14 +25,15 @@ from typing import Any, cast
 
 from jsonargparse import ArgumentError, ArgumentParser
 
-import pixelthink.mask_iou
 import pixelthink.rewards.composite
+import pixelthink.rewards.mask_iou
 import pixelthink.rewards.vision_reasoner  # noqa: F401  (imported, so that the short class names resolve)
 from pixelthink.data.solution import parse_objects_solution, parse_solution
-from pixelthink.jsonl import read_rows, row_error, write_rows_atomically
+from pixelthink.files.jsonl import read_rows, row_error, write_rows_atomically
+from pixelthink.geometry import Target
 from pixelthink.parsing import parse_completion
 from pixelthink.rewards.base import LengthMode, LengthScore, Reward, RewardTerm
-from pixelthink.types import Score, ScoringCase, Target
+from pixelthink.types import Score, ScoringCase
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

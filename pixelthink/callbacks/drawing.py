@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw
 
-from pixelthink.types import Target
+from pixelthink.geometry import Target
 
 Color = tuple[int, int, int]
 

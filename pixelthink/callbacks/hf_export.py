@@ -12,8 +12,8 @@ from lightning.pytorch.callbacks import Callback
 from safetensors import SafetensorError
 from torch import nn
 
-from pixelthink.checkpoint_io import replace_folder, write_failure
-from pixelthink.evaluation import PolicyModule
+from pixelthink.evaluation.policy_module import PolicyModule
+from pixelthink.files.checkpoints import replace_folder, write_failure
 from pixelthink.parallel.sharding import full_state, is_sharded
 from pixelthink.policies.base import PolicyBackbone
 

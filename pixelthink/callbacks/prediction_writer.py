@@ -18,12 +18,12 @@ import numpy as np
 from lightning.pytorch.callbacks import Callback
 from PIL import Image
 
-from pixelthink.atomic_files import write_atomically
 from pixelthink.callbacks.drawing import PREDICTED_COLOR, draw_mask, draw_targets
 from pixelthink.data.images import encode_png
+from pixelthink.evaluation.results import target_row
+from pixelthink.files.atomic import write_atomically
+from pixelthink.files.jsonl import read_rows, write_rows_atomically
 from pixelthink.geometry import encode_rle
-from pixelthink.jsonl import read_rows, write_rows_atomically
-from pixelthink.results import target_row
 from pixelthink.types import Prediction
 
 ROWS = "predictions.jsonl"
@@ -111,7 +111,7 @@ class PredictionWriter(Callback):
         """Writes a prediction's pictures; returns its row."""
         name = self._names[prediction.prompt.sample.id]
         files: dict[str, str] = {}
-        there = prediction.prompt.sample.lost is None
+        there = prediction.prompt.sample.missing is None
         self._found_images |= there
         if self.overlays and there:
             files["overlay"] = f"{name}.overlay.png"
@@ -141,7 +141,7 @@ def prediction_row(prediction: Prediction) -> dict[str, Any]:
         "text": completion.text,
         "reasoning": prediction.answer.reasoning,
         "answer": [target_row(target) for target in prediction.objects],
-        "mask": None if sample.lost is not None else encode_rle(prediction.mask),
+        "mask": None if sample.missing is not None else encode_rle(prediction.mask),
         "failure": prediction.failure,
         "failure_detail": prediction.failure_detail,
         "flaws": list(prediction.flaws),

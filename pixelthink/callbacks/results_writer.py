@@ -8,20 +8,20 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-import torch.distributed as dist
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.trainer.states import TrainerFn
 
-from pixelthink.callbacks.run_header import run_header, run_settings
-from pixelthink.callbacks.thumbnails import remove_unused_thumbnails, save_thumbnail
-from pixelthink.evaluation import PolicyModule
-from pixelthink.finished_run import read_run
-from pixelthink.journal import Journal
-from pixelthink.jsonl import write_rows_atomically
+from pixelthink.evaluation.finished_run import read_run
+from pixelthink.evaluation.journal import Journal
+from pixelthink.evaluation.policy_module import PolicyModule
+from pixelthink.evaluation.report.page import REPORT, write_report
+from pixelthink.evaluation.results import METRICS, RUN, SAMPLES, Row, sample_row, write_document
+from pixelthink.evaluation.run_header import run_header, run_settings
+from pixelthink.evaluation.thumbnails import remove_unused_thumbnails, save_thumbnail
+from pixelthink.files.jsonl import write_rows_atomically
 from pixelthink.metrics.measured import Measured
 from pixelthink.metrics.report import metrics_document
-from pixelthink.report.page import REPORT, write_report
-from pixelthink.results import METRICS, RUN, SAMPLES, Row, sample_row, write_document
+from pixelthink.parallel.collectives import all_gather_object, broadcast_object
 from pixelthink.types import Prediction
 
 
@@ -82,7 +82,7 @@ class ResultsWriter(Callback):
         self._settings = run_settings(trainer, module, stage)
         self._journal = Journal(self.path, self._settings, trainer.global_rank)
         with _says_where(self.path):
-            self._known = from_first_process(self._journal.read() if trainer.is_global_zero else {})
+            self._known = broadcast_object(self._journal.read() if trainer.is_global_zero else {})
             self._journal.start()
         if self._known:
             module.print(f"{self.path}: {len(self._known)} samples were answered before this run was interrupted")
@@ -100,14 +100,15 @@ class ResultsWriter(Callback):
     def _row(self, module: PolicyModule, prediction: Prediction) -> Row:
         sample = prediction.prompt.sample
         thumbnail = self._known.get(sample.id, {}).get("thumbnail")
-        if thumbnail is None and self.thumbnail_side and sample.lost is None:
+        if thumbnail is None and self.thumbnail_side and sample.missing is None:
             thumbnail = save_thumbnail(sample.image, Path(self.path), self.thumbnail_side)
         return sample_row(prediction, module.measured.get(sample.id), thumbnail)
 
     def _finish(self, trainer: L.Trainer, module: L.LightningModule, journal: Journal) -> None:
         """Writes the files, of all processes' rows in the source's order; then the journal has done its work."""
         assert isinstance(module, PolicyModule)
-        rows = gathered([row | _rating(module.measured.get(row["id"])) for row in self._rows])
+        rated = [row | _rating(module.measured.get(row["id"])) for row in self._rows]
+        rows = [row for part in all_gather_object(rated) for row in part]
         rows.sort(key=lambda row: -1 if row["index"] is None else row["index"])
         self._journal, self._rows, self._known, module.recorded = None, [], {}, {}
         if not trainer.is_global_zero:
@@ -151,21 +152,3 @@ def _says_where(path: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise OSError(f"results cannot be written to {path}: {error.strerror or error}") from error
-
-
-def from_first_process(value: Any) -> Any:
-    """The first process's value, on every process."""
-    if not (dist.is_available() and dist.is_initialized()):
-        return value
-    values = [value]
-    dist.broadcast_object_list(values, src=0)
-    return values[0]
-
-
-def gathered(rows: list[Row]) -> list[Row]:
-    """The rows of all processes, on every process."""
-    if not (dist.is_available() and dist.is_initialized()):
-        return rows
-    everyone: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(everyone, rows)
-    return [row for rows in everyone for row in rows]

@@ -7,7 +7,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import Callback
 
-from pixelthink.evaluation import PolicyModule
+from pixelthink.evaluation.policy_module import PolicyModule
 from pixelthink.rollouts.weight_sync import SyncConfig
 
 

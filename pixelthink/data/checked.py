@@ -37,9 +37,9 @@ from pixelthink.data.difficulty import difficulties_for
 from pixelthink.data.files import read_json
 from pixelthink.data.images import encode_png, open_rgb
 from pixelthink.data.objects import ObjectTargets
-from pixelthink.geometry import decode_rle, encode_rle
-from pixelthink.jsonl import row_error
-from pixelthink.types import Sample, Target
+from pixelthink.files.jsonl import row_error
+from pixelthink.geometry import Target, decode_rle, encode_rle
+from pixelthink.types import Sample
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from pixelthink.types import Sample, Target
+from pixelthink.geometry import Target
+from pixelthink.types import Sample
 
 MIN_DIFFICULTY, MAX_DIFFICULTY = 1.0, 10.0
 

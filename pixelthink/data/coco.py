@@ -14,8 +14,8 @@ from lightning.pytorch.utilities import rank_zero_info
 from pixelthink.data.base import SampleSource
 from pixelthink.data.files import read_json
 from pixelthink.data.images import open_rgb
-from pixelthink.geometry import decode_rle, target_from_mask
-from pixelthink.types import Sample, Target
+from pixelthink.geometry import Target, decode_rle, target_from_mask
+from pixelthink.types import Sample
 
 MAX_COORDINATE = 1e5
 

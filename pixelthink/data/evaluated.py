@@ -8,7 +8,7 @@ from PIL import Image
 
 from pixelthink.data.base import SampleSource
 from pixelthink.data.images import UnusableImage, blank_images
-from pixelthink.types import LostImage, Sample
+from pixelthink.types import MissingImage, Sample
 
 PLACEHOLDER_QUESTION = "(the image is lost)"
 
@@ -37,8 +37,8 @@ class EvaluatedSource:
             unusable = _unusable_image(error)
             if unusable is None:
                 raise
-            lost = LostImage(unusable.cause, str(unusable))
-        return replace(self._without_image(index), index=index, lost=lost)
+            missing = MissingImage(unusable.cause, str(unusable))
+        return replace(self._without_image(index), index=index, missing=missing)
 
     def _without_image(self, index: int) -> Sample:
         """What the source knows of a sample without its image.

@@ -43,7 +43,7 @@ class UnusableImage(ValueError):
 class ImageLost(UnusableImage):
     """There is no file where an image should be."""
 
-    cause = "image_lost"
+    cause = "image_missing"
 
 
 class ImageUnreadable(UnusableImage):

@@ -16,7 +16,7 @@ import numpy as np
 from pixelthink.data.base import SampleSource
 from pixelthink.data.checked import FORMAT, MANIFEST, ROW_GROUP, VERSION, ImageStorage, checked_schema, sample_to_row
 from pixelthink.data.files import read_json
-from pixelthink.jsonl import write_rows_atomically
+from pixelthink.files.jsonl import write_rows_atomically
 from pixelthink.types import Sample, difficulty_level
 
 REJECTED = "rejected.jsonl"

@@ -16,7 +16,7 @@ from typing import Any
 
 from pixelthink.data.base import SampleSource
 from pixelthink.data.images import open_rgb
-from pixelthink.jsonl import read_rows, row_error
+from pixelthink.files.jsonl import read_rows, row_error
 from pixelthink.types import Sample
 
 PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")

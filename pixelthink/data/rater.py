@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pixelthink.chat import AnswerCache, ChatClient, ChatOptions, ServerError, question_key
 from pixelthink.data.base import SampleSource
 from pixelthink.data.checks import check_sample
 from pixelthink.data.rating import SCHEMA, parse_rating, rating_messages
+from pixelthink.judges.chat import AnswerCache, ChatClient, ChatOptions, ServerError, question_key
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from pixelthink.data.checks import check_difficulty
 from pixelthink.data.difficulty import lookup, some
 from pixelthink.data.files import read_json
 from pixelthink.data.tables import open_table
-from pixelthink.jsonl import read_rows
+from pixelthink.files.jsonl import read_rows
 from pixelthink.types import Sample
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pixelthink.data.solution import parse_solution
 from pixelthink.data.training_rows import TrainingRows
-from pixelthink.types import Target
+from pixelthink.geometry import Target
 
 
 class RefCOCOg840(TrainingRows):

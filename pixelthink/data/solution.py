@@ -7,7 +7,7 @@ import math
 import re
 from typing import Any
 
-from pixelthink.types import Target
+from pixelthink.geometry import Target
 
 _NUMBER = r"\s*(-?\d+(?:\.\d+)?)\s*"
 _PAIR = rf"\({_NUMBER},{_NUMBER}\)"

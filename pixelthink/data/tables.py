@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from pixelthink.data.images import open_rgb
-from pixelthink.jsonl import row_error
+from pixelthink.files.jsonl import row_error
 
 if TYPE_CHECKING:
     import datasets

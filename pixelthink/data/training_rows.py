@@ -9,8 +9,8 @@ import numpy as np
 
 from pixelthink.data.table_source import TableSource
 from pixelthink.data.tables import Table, read_image
-from pixelthink.geometry import CoordinateFrame, clip_target
-from pixelthink.types import Sample, Target
+from pixelthink.geometry import CoordinateFrame, Target, clip_target
+from pixelthink.types import Sample
 
 BORDER = 1.0
 """How far a target may lie beyond the image's last pixel: published boxes end at 840 where pixels end at 839."""

@@ -77,7 +77,7 @@ class Experience(Generic[PromptT]):
             tuple(rows),
         )
 
-    def silent(self) -> Experience[PromptT]:
+    def masked_dummy(self) -> Experience[PromptT]:
         """Its shortest completion with no token that counts: a forward and backward that leave loss and gradient be."""
         shortest = min(range(len(self)), key=lambda row: len(self.completions[row]))
         chosen = self.select([shortest])

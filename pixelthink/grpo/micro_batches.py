@@ -45,7 +45,7 @@ def in_order(values: Sequence[Tensor], pieces: Sequence[Experience[PromptT]]) ->
     return pad_sequence([found[row] for row in range(len(found))], batch_first=True)
 
 
-def that_teach(experience: Experience[PromptT], config: GRPOConfig) -> Experience[PromptT]:
+def drop_zero_advantage(experience: Experience[PromptT], config: GRPOConfig) -> Experience[PromptT]:
     """Without the completions that cannot move the policy: those of advantage 0, where neither KL nor entropy counts.
 
     Loss and gradient stay the same if the normalizer stays the whole experience's token count. One completion is kept

@@ -6,8 +6,8 @@ import os
 import threading
 from pathlib import Path
 
-from pixelthink.chat import AnswerCache, ChatClient, ChatOptions, ServerError, question_key
 from pixelthink.judges.base import Judge, JudgedSample, JudgeFailure, Verdict, reference_of
+from pixelthink.judges.chat import AnswerCache, ChatClient, ChatOptions, ServerError, question_key
 from pixelthink.judges.rubric import SCHEMA, judge_messages, parse_score
 
 

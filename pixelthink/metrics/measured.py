@@ -69,7 +69,7 @@ def measure(prediction: Prediction, protocol: Protocol) -> Measured:
     sample, completion = prediction.prompt.sample, prediction.completion
     if sample.mask is not None:
         shared, joined = mask_counts(prediction.mask, sample.mask, sample.ignore, protocol)
-    elif sample.lost is not None:
+    elif sample.missing is not None:
         shared, joined = 0, 0
     else:
         raise ValueError(f"sample {sample.id!r} has no mask, so its answer cannot be measured; use predict")

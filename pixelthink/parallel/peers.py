@@ -124,7 +124,7 @@ class PeerWatch:
         timer.daemon = True
         timer.start()
 
-    def say_goodbye(self) -> None:
+    def shutdown(self) -> None:
         """This process has come to its end."""
         self._is_over.set()
         for connection in self.connections.values():
@@ -142,7 +142,7 @@ def leave_peers() -> None:
     """Says goodbye to the other processes."""
     global _watch
     if _watch is not None:
-        _watch.say_goodbye()
+        _watch.shutdown()
         _watch = None
 
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
+
+from pixelthink.parallel.collectives import all_gather_object
 
 Piece = TypeVar("Piece")
 Value = TypeVar("Value")
@@ -38,13 +39,9 @@ class Processes:
 
     def gathered(self, value: Value) -> list[Value]:
         """What every process has, in the order of their ranks; anything that can be pickled."""
-        if self.count == 1:
-            return [value]
-        found: list[Any] = [None] * self.count
-        dist.all_gather_object(found, value)
-        return found
+        return all_gather_object(value)
 
-    def in_step(self, passes: Sequence[Piece], empty: Callable[[Piece], Piece]) -> list[Piece]:
+    def pad_micro_batches(self, passes: Sequence[Piece], empty: Callable[[Piece], Piece]) -> list[Piece]:
         """The passes of this process, as many as any other makes where each pass needs all of them.
 
         Args:
@@ -86,10 +83,5 @@ class Processes:
 
 
 def gradient_norm(parameters: Sequence[nn.Parameter]) -> Tensor:
-    """Euclidean norm of all gradients, a scalar; where they are sharded a `DTensor`, see `local`."""
+    """Euclidean norm of all gradients, a scalar; where they are sharded a `DTensor`, see `full_tensor`."""
     return nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-
-
-def local(value: Tensor) -> Tensor:
-    """The whole of a tensor that may be sharded; all processes call it together."""
-    return value.full_tensor() if isinstance(value, DTensor) else value

@@ -2,11 +2,11 @@
 
 `shard` cuts each decoder layer and vision block, and what is left as one more piece. Then
 
-- `within(model, function)` runs a function as if it were the model's forward: pieces are gathered as they are needed
-  and given up again. All processes have to make the same passes, each waits for the others. Training does that.
-- `whole(model)` holds all weights on every process for a while. Inside nobody waits for anybody, so that each process
-  may decode its own number of tokens and score its own number of micro-batches. Rollouts, evaluation and scoring
-  without gradient do that.
+- `run_as_forward(model, function)` runs a function as if it were the model's forward: pieces are gathered as they are
+  needed and given up again. All processes have to make the same passes, each waits for the others. Training does that.
+- `unsharded(model)` holds all weights on every process for a while. Inside nobody waits for anybody, so that each
+  process may decode its own number of tokens and score its own number of micro-batches. Rollouts, evaluation and
+  scoring without gradient do that.
 
 Both do nothing to a model that is not sharded.
 """
@@ -37,7 +37,7 @@ Precision = Literal["float32", "bfloat16", "float16"]
 
 ENTRY = "_pixelthink_run"
 SHARDING = "_pixelthink_sharding"
-IS_WHOLE = "_pixelthink_is_whole"
+IS_UNSHARDED = "_pixelthink_is_unsharded"
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ def _run(model: nn.Module, function: Callable[[], Result]) -> Result:
     return function()
 
 
-def within(model: nn.Module, function: Callable[[], Result]) -> Result:
+def run_as_forward(model: nn.Module, function: Callable[[], Result]) -> Result:
     """Runs a function as the model's forward, so that sharded weights are there when it calls parts of the model.
 
     Args:
@@ -128,27 +128,27 @@ def within(model: nn.Module, function: Callable[[], Result]) -> Result:
 
 
 @contextmanager
-def whole(model: nn.Module) -> Iterator[None]:
+def unsharded(model: nn.Module) -> Iterator[None]:
     """Holds all weights of a sharded model on every process; all processes enter together.
 
     Weights are in the sharding's `param_dtype`. No backward may run inside. It may be entered again inside, which
     does nothing.
     """
     sharding: Sharding | None = getattr(model, SHARDING, None)
-    if sharding is None or getattr(model, IS_WHOLE, False):
+    if sharding is None or getattr(model, IS_UNSHARDED, False):
         yield
         return
     parts = pieces(model)
     for part in parts:
         part.set_reshard_after_forward(False, recurse=False)
-    within(model, _nothing)  # torch prepares streams and names in the first forward of the root
+    run_as_forward(model, _nothing)  # torch prepares streams and names in the first forward of the root
     for part in parts:
         part.unshard()
-    setattr(model, IS_WHOLE, True)
+    setattr(model, IS_UNSHARDED, True)
     try:
         yield
     finally:
-        setattr(model, IS_WHOLE, False)
+        setattr(model, IS_UNSHARDED, False)
         for part in parts:
             part.set_reshard_after_forward(sharding.reshard_after_forward and part is not model, recurse=False)
             part.reshard()

@@ -25,7 +25,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.optim import Optimizer
 
-from pixelthink.checkpoint_io import replace_folder
+from pixelthink.files.checkpoints import replace_folder
 from pixelthink.parallel.sharding import Sharding, shard
 
 WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)

@@ -15,8 +15,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
+from pixelthink.parallel.collectives import full_tensor
 from pixelthink.policies.quantization import dequantized_weight
 
 ADAPTER = "default"
@@ -121,7 +121,7 @@ def write_adapter(model: Any, folder: Path) -> None:
     """Writes the adapter in peft's format, sharded weights gathered."""
     from safetensors.torch import save_file
 
-    named = {n: whole(p) for n, p in model.named_parameters() if is_adapter_weight(n)}
+    named = {n: full_tensor(p) for n, p in model.named_parameters() if is_adapter_weight(n)}
     weights = {f"{PREFIX}{n.replace(f'.{ADAPTER}.', '.')}": weight.cpu().contiguous() for n, weight in named.items()}
     save_file(weights, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     model.peft_config[ADAPTER].save_pretrained(folder)
@@ -165,18 +165,19 @@ def base_weights(model: nn.Module, merged: bool = True) -> Iterator[tuple[str, T
         if is_adapter_weight(name):
             continue
         owner_name, _, leaf = name.rpartition(".")
-        weight = whole(parameter) if leaf != "weight" else whole(dequantized_weight(model.get_submodule(owner_name)))
+        weight = (
+            full_tensor(parameter)
+            if leaf != "weight"
+            else full_tensor(dequantized_weight(model.get_submodule(owner_name)))
+        )
         layer_name, _, last = owner_name.rpartition(".")
         if last == "base_layer":
             layer: Any = model.get_submodule(layer_name)
             if merged and leaf == "weight":
-                low_rank = whole(layer.lora_B[ADAPTER].weight).float() @ whole(layer.lora_A[ADAPTER].weight).float()
+                low_rank = (
+                    full_tensor(layer.lora_B[ADAPTER].weight).float()
+                    @ full_tensor(layer.lora_A[ADAPTER].weight).float()
+                )
                 weight = (weight.float() + layer.scaling[ADAPTER] * low_rank).to(weight.dtype)
             name = f"{layer_name}.{leaf}"
         yield name, weight
-
-
-def whole(tensor: Tensor) -> Tensor:
-    """The tensor without gradient, gathered where it is sharded."""
-    tensor = tensor.detach()
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

@@ -10,9 +10,9 @@ from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from pixelthink.geometry import AnswerConvention
+from pixelthink.parallel.collectives import full_tensor
 from pixelthink.types import Prompt
 
 
@@ -208,8 +208,7 @@ class PolicyBackbone(ABC):
             model: What `load_model` gave, wrapped by a strategy or not.
         """
         for name, parameter in model.named_parameters():
-            weight = parameter.detach()
-            yield name, weight.full_tensor() if isinstance(weight, DTensor) else weight
+            yield name, full_tensor(parameter)
 
     def describe_model(self, model: nn.Module, folder: Path) -> None:
         """Writes what another engine needs to build the model without weights: configuration and processor.

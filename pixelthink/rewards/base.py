@@ -1,7 +1,7 @@
 """The reward swap points: a whole reward, one of its terms, and the length score.
 
-A component is a public subclass; `pixelthink.registry` and jsonargparse find it by its class name. A constructor that
-takes other components types them with these base classes and gives `jsonargparse.lazy_instance(Component)` as the
+A component is a public subclass; `pixelthink.cli.registry` and jsonargparse find it by its class name. A constructor
+that takes other components types them with these base classes and gives `jsonargparse.lazy_instance(Component)` as the
 default: then `--print_config` prints the default's own options, and `--model.reward.iou.threshold=0.7` changes one of
 them and keeps the rest. It passes what it got through `pixelthink.components.resolved`, because a lazy instance is only
 half an object.

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import math
 
+from pixelthink.geometry import Box, Point, Target
 from pixelthink.rewards.base import RewardTerm
-from pixelthink.types import Box, Point, ScoringCase, Target
+from pixelthink.types import ScoringCase
 
 
 def box_iou(first: Box, second: Box) -> float:

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
+from pixelthink.geometry import Target
 from pixelthink.parsing import Answer, AnswerObject
 from pixelthink.rewards.base import Reward, RewardTerm
 from pixelthink.rewards.localization import box_iou, box_l1, point_in_box
 from pixelthink.rewards.terms import named_terms, set_up, values_of
-from pixelthink.types import Score, ScoringCase, Target
+from pixelthink.types import Score, ScoringCase
 
 if TYPE_CHECKING:
     from pixelthink.segmenters.base import Segmenter

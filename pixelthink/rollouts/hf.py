@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from pixelthink.parallel.sharding import whole
+from pixelthink.parallel.sharding import unsharded
 from pixelthink.rollouts.base import RolloutEngine, SamplingConfig
 from pixelthink.rollouts.completions import make_completion
 from pixelthink.rollouts.decode import Decoded, decode_groups
@@ -42,7 +42,7 @@ class HFEngine(RolloutEngine):
     @contextmanager
     def serving(self) -> Iterator[None]:
         """Gathers the weights where they are sharded: processes decode different numbers of tokens."""
-        with whole(self.model):
+        with unsharded(self.model):
             yield
 
     @torch.no_grad()

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
+from pixelthink.parallel.collectives import barrier, broadcast_object, process_rank
 from pixelthink.rollouts.base import EngineScore, RolloutEngine, SamplingConfig, SyncReport
-from pixelthink.rollouts.processes import first_ones, rank, wait_for_all
 from pixelthink.rollouts.vllm_client import Patience, RolloutServer, ServerPool, ServerRefused
 from pixelthink.rollouts.vllm_requests import completion_from_tokens, image_prompt, request_seeds, sampling_options
 from pixelthink.rollouts.weight_transfer import FileTransfer, NcclTransfer, WeightTransfer
@@ -112,7 +112,7 @@ class VLLMServerEngine(RolloutEngine):
         self.pool.wait_until_up(self.seconds_to_start)
         models = self.pool.each(lambda server: server.get("/v1/models")["data"][0])
         self.max_model_len = min(int(model["max_model_len"]) for model in models)
-        self.run = first_ones(secrets.token_hex(4))
+        self.run = broadcast_object(secrets.token_hex(4))
 
     def _transfer(self) -> WeightTransfer:
         dtype = getattr(torch, self._dtype)
@@ -213,16 +213,16 @@ class VLLMServerEngine(RolloutEngine):
         started = now()
         assert self.pool is not None
         self._version = None  # half a sync is none
-        wait_for_all()  # nobody samples any more
+        barrier()  # nobody samples any more
         tag = f"{self.run}:{version}"
-        if rank() == 0:
+        if process_rank() == 0:
             sent = self.transfer.send(weights, tag, self.pool)
             report = (sent.bytes, sent.tensors)
         else:
             sizes = [tensor.numel() * tensor.element_size() for _, tensor in weights]
             report = (sum(sizes), len(sizes))
             self.transfer.follow(tag, self.pool)
-        wait_for_all()
+        barrier()
         self._version = version
         return SyncReport(now() - started, *report)
 

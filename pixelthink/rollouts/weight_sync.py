@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from pixelthink.parallel.sharding import whole
+from pixelthink.parallel.sharding import unsharded
 from pixelthink.rollouts.base import EngineScore, RolloutEngine, SamplingConfig, SyncReport
 from pixelthink.timing import now
 from pixelthink.types import Prompt, PromptBatch, RolloutBatch
@@ -134,7 +134,7 @@ class WeightSync:
             self.syncs += 1
             self._stamp = self.policy_stamp()
         if self.config.prove and (due or (woken and self._is_current())):
-            with whole(self.policy):
+            with unsharded(self.policy):
                 self._prove(version, batch, woken)
 
     def _hand_over(self, version: int) -> SyncReport:

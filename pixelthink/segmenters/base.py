@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
-from pixelthink.types import Target
+from pixelthink.geometry import Target
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from pixelthink.geometry import clip_box
+from pixelthink.geometry import Target, clip_box
 from pixelthink.segmenters.base import SegmentationRequest, Segmenter
-from pixelthink.types import Target
 
 MIN_SEEDS = 5
 """GrabCut fits five colour clusters to each side, so each side needs five pixels."""

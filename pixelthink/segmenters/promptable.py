@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pixelthink.geometry import Box, Point
 from pixelthink.segmenters.base import SegmentationRequest, Segmenter
 from pixelthink.segmenters.embedding_cache import Embedding, EmbeddingCache, content_key
-from pixelthink.types import Box, Point
 
 Pick = Literal["score", "largest"]
 """Which of several proposed masks to take: the one that the model scores highest, or the one with most pixels."""

@@ -16,7 +16,7 @@ import pytest
 import torch
 from transformers import AutoModelForImageTextToText
 
-from pixelthink.cli import main
+from pixelthink.cli.main import main
 from tests.support import tiny_run
 
 pytestmark = pytest.mark.slow

@@ -12,7 +12,7 @@ import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from pixelthink.cli import DEFAULT_CONFIG, main, with_default_config
+from pixelthink.cli.main import DEFAULT_CONFIG, main, with_default_config
 from pixelthink.geometry import decode_rle
 from tests.support import ROOT, callbacks, tiny_run
 

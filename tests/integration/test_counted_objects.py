@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pixelthink.cli import main
+from pixelthink.cli.main import main
 from pixelthink.data.images import encode_png
 from tests.integration.test_evaluation import as_program, command, results
 from tests.support import ROOT
@@ -98,7 +98,7 @@ def test_refcoco_with_an_image_that_vanishes(tmp_path: Path, refcoco: Path, caps
     assert "N = 3 objects of 6 expressions" in said
     metrics, rows = results(tmp_path)
     assert [row["object"] for row in rows] == ["1#7", "1#7", "1#7", "1#8", "2#9", "2#9"]
-    assert [row["failure"] for row in rows] == [None, None, "no_json", None, None, "image_lost"]
+    assert [row["failure"] for row in rows] == [None, None, "no_json", None, None, "image_missing"]
     assert (metrics["count"], metrics["n"], metrics["expressions"]) == ("object", 3, 6)
     ious = [row["iou"] for row in rows]
     assert ious == pytest.approx([1, 1 / 2, 0, 1 / 4, 1, 0])
@@ -106,7 +106,7 @@ def test_refcoco_with_an_image_that_vanishes(tmp_path: Path, refcoco: Path, caps
     shared, joined = ([row[key] for row in rows] for key in ("intersection", "union"))
     weighed = [sum(values[:3]) / 3 + values[3] + sum(values[4:]) / 2 for values in (shared, joined)]
     assert metrics["ciou"] == pytest.approx(weighed[0] / weighed[1], abs=1e-12)
-    assert metrics["failures"] == {"no_json": 1, "image_lost": 1}
+    assert metrics["failures"] == {"no_json": 1, "image_missing": 1}
     page = (tmp_path / "out/report.html").read_text(encoding="utf-8")
     assert "counted per object: 3 objects of 6 expressions" in page
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from pixelthink.cli import main
+from pixelthink.cli.main import main
 from tests.support import tiny_run
 
 pytestmark = pytest.mark.slow

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from pixelthink.finished_run import read_run
-from pixelthink.results import targets_of
+from pixelthink.evaluation.finished_run import read_run
+from pixelthink.evaluation.results import targets_of
 from tests.photos import PHOTOS, needs_photos
 from tests.sam_models import tiny_hf_sam2
 from tests.support import ROOT

@@ -15,10 +15,10 @@ import pytest
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from pixelthink.cli import main
+from pixelthink.cli.main import main
+from pixelthink.evaluation.results import read_document, read_samples
 from pixelthink.geometry import decode_rle
 from pixelthink.metrics.functional import efficiency_scores
-from pixelthink.results import read_document, read_samples
 from tests.http_server import Server
 from tests.support import ROOT
 
@@ -59,7 +59,7 @@ def results(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def unsharded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of an evaluation that nothing happened to."""
     folder = tmp_path_factory.mktemp("whole")
     main(["test", *command(folder)])
@@ -192,7 +192,7 @@ ANSWERS: dict[str, tuple[str, str | None]] = {
     "6-beyond": (json.dumps(GOOD | {"bbox": [10, 10, 149, 39]}), None),
     "7-raises": (json.dumps(GOOD | {"bbox": [13, 10, 49, 39]}), "segmenter_error"),
     "8-no-mask": (json.dumps(GOOD | {"bbox": [14, 10, 49, 39]}), "segmenter_error"),
-    "9-vanishes": (NEVER_READ, "image_lost"),
+    "9-vanishes": (NEVER_READ, "image_missing"),
     "a-truncated": (NEVER_READ, "image_unreadable"),
     "b-no-image": (NEVER_READ, "image_unreadable"),
 }
@@ -249,7 +249,7 @@ def test_every_fault_is_counted_and_no_sample_dropped(tmp_path: Path, scenes: Pa
     metrics, rows = results(tmp_path)
     assert {row["id"]: row["failure"] for row in rows} == {name: cause for name, (_, cause) in ANSWERS.items()}
     assert metrics["n"] == metrics["n/hard"] == len(rows) == 12
-    causes = ("no_json", "not_finite", "empty_box", "box_outside_image", "image_lost")
+    causes = ("no_json", "not_finite", "empty_box", "box_outside_image", "image_missing")
     assert metrics["failures"] == dict.fromkeys(causes, 1) | {"segmenter_error": 2, "image_unreadable": 2}
     assert metrics["flaws"] == {"points_off_box": 1, "box_beyond_image": 1}
     assert metrics["parse_rate"] == pytest.approx(6 / 9), "of those that were asked"
@@ -275,7 +275,7 @@ def test_every_fault_is_counted_and_no_sample_dropped(tmp_path: Path, scenes: Pa
     assert "N = 12" in said.out
     assert said.err.count("counts as image_unreadable: ") == 2
     assert f"pixelthink: sample 'a-truncated' counts as image_unreadable: {reason}" in said.err
-    assert f"pixelthink: sample '9-vanishes' counts as image_lost: {scenes}/9-vanishes.jpg: there is no" in said.err
+    assert f"pixelthink: sample '9-vanishes' counts as image_missing: {scenes}/9-vanishes.jpg: there is no" in said.err
 
 
 def test_validate_counts_damaged_images_as_test_does(tmp_path: Path, scenes: Path) -> None:
@@ -305,7 +305,7 @@ def test_a_repaired_image_is_asked_when_the_run_goes_on(tmp_path: Path, scenes: 
     assert as_program("test", *run("killed", kill)).returncode == -signal.SIGKILL
     lines = (tmp_path / "killed/out/samples.part-0.jsonl").read_text(encoding="utf-8").splitlines()[1:]
     failures = [json.loads(line)["failure"] for line in lines]
-    assert failures == [None, "image_unreadable", "image_lost", None]
+    assert failures == [None, "image_unreadable", "image_missing", None]
     for name in ("1-no-json", "2-nan"):
         (scenes / f"{name}.jpg").write_bytes(sound)
     (scenes / "0-good.jpg").write_bytes(b"damaged since it was answered")
@@ -324,7 +324,7 @@ def test_a_folder_without_its_images_is_an_error(tmp_path: Path, scenes: Path, c
     with pytest.raises(SystemExit):
         main(["test", *faulty(tmp_path, scenes, "--data.test=tests.evaluation_parts.NoImages")])
     error = capsys.readouterr().err.strip().splitlines()[-1]
-    reason = "/nowhere/0.jpg: there is no such image (not one of 2 images could be read: image_lost 2)"
+    reason = "/nowhere/0.jpg: there is no such image (not one of 2 images could be read: image_missing 2)"
     assert error == f"pixelthink: error: {reason}"
 
 

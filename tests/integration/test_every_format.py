@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from pixelthink import cli
+from pixelthink.cli import main as cli
 from pixelthink.data.prepare import prepare
 from pixelthink.data.shape_scenes import ShapeScenes
 from tests import published

@@ -12,7 +12,7 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from pixelthink.cli import main
+from pixelthink.cli.main import main
 from tests.support import ROOT, tiny_run
 
 pytestmark = pytest.mark.slow

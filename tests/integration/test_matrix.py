@@ -12,10 +12,10 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModelForImageTextToText
 
-from pixelthink.cli import PixelThinkCLI, main
+from pixelthink.cli.main import PixelThinkCLI, main
+from pixelthink.cli.registry import load_components
 from pixelthink.policies.adapters import base_weights, is_adapter_weight
 from pixelthink.policies.tiny import FreshTinyQwen3VL, FreshTinyQwen25VL
-from pixelthink.registry import load_components
 from pixelthink.rollouts.base import SamplingConfig
 from pixelthink.rollouts.weight_sync import policy_logprobs
 from pixelthink.types import RolloutBatch

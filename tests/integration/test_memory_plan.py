@@ -7,9 +7,9 @@ import re
 import pytest
 
 from benchmarks.memory_plan import BOUND, MIB, SHAPES, rows
-from pixelthink.memory.plan import GIB, Machine, plan_run
-from pixelthink.memory.run import Run
-from pixelthink.registry import load_components
+from pixelthink.cli.registry import load_components
+from pixelthink.planning.plan import GIB, Machine, plan_run
+from pixelthink.planning.run import Run
 from tests.support import ROOT
 from tools.plan_memory import main
 

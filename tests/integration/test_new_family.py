@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from pixelthink.cli import main
+from pixelthink.cli.main import main
 from pixelthink.data.collate import Collate
 from pixelthink.data.prompts import ShortPrompt
 from pixelthink.data.shape_scenes import ShapeScenes

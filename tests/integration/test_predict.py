@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pixelthink.cli import main
+from pixelthink.cli.main import main
 from pixelthink.data.questions import ImageFolder
 from pixelthink.data.shape_scenes import ShapeScenes
 from pixelthink.geometry import decode_rle
@@ -170,7 +170,7 @@ def test_an_image_that_vanishes_is_a_row_without_files(tmp_path: Path, monkeypat
     folder = ("--data.predict=ImageFolder", f"--data.predict.root={tmp_path}", f"--data.predict.question={QUESTION}")
     there, gone = predict(tmp_path / "out", *folder)
     assert (there["failure"], set(there["files"])) == (None, {"overlay", "mask"})
-    assert (gone["id"], gone["failure"], gone["mask"], gone["files"]) == ("b", "image_lost", None, {})
+    assert (gone["id"], gone["failure"], gone["mask"], gone["files"]) == ("b", "image_missing", None, {})
     assert "b.png: there is no such image" in gone["failure_detail"]
 
 

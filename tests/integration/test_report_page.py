@@ -265,7 +265,7 @@ def test_the_tool_says_what_is_wrong(tmp_path: Path, pages, capsys) -> None:
 
 
 def test_an_evaluation_writes_its_report(tmp_path: Path, tiny_policy_path: Path, browser) -> None:
-    from pixelthink.cli import main as run
+    from pixelthink.cli.main import main as run
     from tests.support import tiny_run
 
     writer = f"--trainer.callbacks=[{{class_path: ResultsWriter, init_args: {{path: {tmp_path}/out}}}}]"
@@ -277,4 +277,8 @@ def test_an_evaluation_writes_its_report(tmp_path: Path, tiny_policy_path: Path,
 
 
 def test_templates_are_package_data() -> None:
-    assert {path.name for path in (ROOT / "pixelthink/report").glob("page.*")} >= {"page.html", "page.css", "page.js"}
+    assert {path.name for path in (ROOT / "pixelthink/evaluation/report").glob("page.*")} >= {
+        "page.html",
+        "page.css",
+        "page.js",
+    }

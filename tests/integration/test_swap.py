@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from pixelthink.cli import main
+from pixelthink.cli.main import main
 from tests import outside_parts
 from tests.support import ROOT
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pixelthink.cli import main
+from pixelthink.cli.main import main
 from tests.support import ROOT
 
 POLICY = ROOT / "assets" / "tiny_policy"

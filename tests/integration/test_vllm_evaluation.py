@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from pixelthink.cli import main
-from pixelthink.results import read_document, read_samples
+from pixelthink.cli.main import main
+from pixelthink.evaluation.results import read_document, read_samples
 from tests.integration.test_evaluation import as_program, untimed
 from tests.support import ROOT
 

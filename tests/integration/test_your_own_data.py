@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pixelthink import cli
+from pixelthink.cli import main as cli
 from tests.photos import PHOTOS, needs_photos
 from tests.support import ROOT
 from tools import check_data, estimate_difficulty, prepare_data

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from torch import nn
 
-from pixelthink.cli import main
+from pixelthink.cli.main import main
 from pixelthink.data.collate import Collate
 from pixelthink.data.loader import EpochSampler, ResumableLoader
 from pixelthink.data.prompts import ShortPrompt

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from pixelthink.module import GRPOModule
 from pixelthink.policies.qwen_vl import Qwen25VL
+from pixelthink.training.grpo_module import GRPOModule
 
 
 def test_only_the_reference_may_be_missing(tiny_policy_path: Path) -> None:

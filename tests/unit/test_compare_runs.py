@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from pixelthink.comparison import compare, comparison_document
-from pixelthink.finished_run import read_run
+from pixelthink.evaluation.comparison import compare, comparison_document
+from pixelthink.evaluation.finished_run import read_run
 from pixelthink.geometry import encode_rle
 from pixelthink.metrics.counting import Count
 from pixelthink.metrics.paired import paired_bootstrap
@@ -157,7 +157,7 @@ def test_samples_that_only_share_an_id_are_refused(change: Row, what: str, run: 
 
 
 def test_a_lost_image_counts_as_the_evaluation_counts_it(run: Callable[..., Path]) -> None:
-    lost = {"prediction": None, "target": None, "failure": "image_lost", "level": None, "question": "(lost)"}
+    lost = {"prediction": None, "target": None, "failure": "image_missing", "level": None, "question": "(lost)"}
     a, b = run("a", row("x", 4), row("y", 4)), run("b", row("x", 4), row("y", 0) | lost)
     of_all = compare(read_run(a), read_run(b), resamples=10).differences["all"]
     assert (of_all["giou"].a, of_all["giou"].b) == (1.0, 0.5)

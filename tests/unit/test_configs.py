@@ -8,8 +8,8 @@ import pytest
 import torch
 from jsonargparse import ArgumentParser
 
-from pixelthink.cli import PixelThinkCLI
-from pixelthink.registry import load_components
+from pixelthink.cli.main import PixelThinkCLI
+from pixelthink.cli.registry import load_components
 from pixelthink.rewards.base import Reward
 from tests.support import ROOT
 

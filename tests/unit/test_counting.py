@@ -16,7 +16,7 @@ import torch.multiprocessing as mp
 from PIL import Image
 
 from pixelthink.data.objects import ObjectTargets
-from pixelthink.evaluation import EvaluationConfig, headline
+from pixelthink.evaluation.policy_module import EvaluationConfig, headline
 from pixelthink.geometry import encode_rle
 from pixelthink.metrics.counting import Counting, mask_scores, object_key
 from pixelthink.metrics.functional import (
@@ -254,7 +254,7 @@ def mask(*pixels: int) -> dict[str, Any]:
 ROWS: list[dict[str, Any]] = [
     {"id": 1, "object": "cup", "prediction": mask(0, 1), "target": mask(0, 1), "difficulty": 2.0},  # 2 of 2
     {"id": 2, "object": "cup", "prediction": mask(0), "target": mask(0, 1), "difficulty": 6.0},  # 1 of 2
-    {"id": 3, "object": "cup", "prediction": None, "target": None, "failure": "image_lost"},  # 0 of 0
+    {"id": 3, "object": "cup", "prediction": None, "target": None, "failure": "image_missing"},  # 0 of 0
     {"id": 4, "object": 7, "prediction": mask(0, 3), "target": mask(0), "difficulty": 2.0},  # 1 of 2
     {"id": 5, "object": "7", "prediction": mask(4), "target": mask(5)},  # 0 of 2
     {"id": 7, "object": None, "prediction": mask(6), "target": mask(6)},  # 1 of 1
@@ -268,7 +268,7 @@ def test_the_tool_by_hand(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert (code, result["count"], result["n"], result["expressions"]) == (0, "object", 4, 6)
     assert result["giou"] == pytest.approx((0.5 + 0.5 + 0 + 1) / 4)
     assert result["ciou"] == pytest.approx((3 / 3 + 1 + 0 + 1) / (4 / 3 + 2 + 2 + 1))
-    assert result["failures"] == {"image_lost": 1}
+    assert result["failures"] == {"image_missing": 1}
     assert (result["levels"]["easy"]["n"], result["levels"]["easy"]["giou"]) == (2, 0.75)
     assert (result["levels"]["hard"]["n"], result["levels"]["hard"]["expressions"]) == (1, 1)
     plain = json.loads(run(capsys, "--protocol", "segzero", "--input", path)[1])

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from pixelthink.data.difficulty import read_difficulties
+from pixelthink.geometry import Target
 from pixelthink.parsing import format_response, parse_completion
-from pixelthink.types import Target
 from tools import estimate_difficulty
 
 TARGET = Target((10, 10, 29, 29), ((15, 15), (20, 20)))

@@ -71,9 +71,9 @@ def test_a_truncated_image_says_its_size_and_so_the_target(reasonseg: Path, orie
     cut(reasonseg / "x.jpg")
     found = source[0]
     assert same_but_for_the_image(found, before)
-    assert found.lost is not None
-    assert found.lost.cause == "image_unreadable"
-    assert found.lost.reason.startswith(f"{reasonseg}/x.jpg: not a readable image: image file is truncated")
+    assert found.missing is not None
+    assert found.missing.cause == "image_unreadable"
+    assert found.missing.reason.startswith(f"{reasonseg}/x.jpg: not a readable image: image file is truncated")
 
 
 @pytest.mark.parametrize("damage", ["empty", "text", "gone", "a folder"])
@@ -88,13 +88,13 @@ def test_an_image_of_unknown_size_leaves_question_and_difficulty(reasonseg: Path
     found = source[0]
     assert (found.id, found.question, found.difficulty, found.object_id) == ("x", "the box", 8.0, "x")
     assert (found.mask, found.ignore, found.targets, found.index) == (None, None, (), 0)
-    assert found.lost is not None
-    assert found.lost.cause == ("image_lost" if damage == "gone" else "image_unreadable")
+    assert found.missing is not None
+    assert found.missing.cause == ("image_missing" if damage == "gone" else "image_unreadable")
     reasons = {
         "gone": "there is no such image",
         "a folder": "not a readable image: [Errno 21] Is a directory: the file",
     }
-    assert found.lost.reason == f"{file}: {reasons.get(damage, 'not a readable image: of no known format')}"
+    assert found.missing.reason == f"{file}: {reasons.get(damage, 'not a readable image: of no known format')}"
 
 
 def test_annotations_that_say_the_size_keep_the_target_of_a_lost_image(tmp_path: Path) -> None:
@@ -112,13 +112,13 @@ def test_annotations_that_say_the_size_keep_the_target_of_a_lost_image(tmp_path:
     sources = [COCO(**coco), Checked(str(tmp_path / "checked")), Mixture({"m": COCO(**coco)})]
     all_opened = [opened(source) for source in sources]
     before = [source[0] for source in all_opened]
-    for cause in ("image_unreadable", "image_lost"):
+    for cause in ("image_unreadable", "image_missing"):
         (tmp_path / "x.jpg").write_bytes(b"?") if cause == "image_unreadable" else (tmp_path / "x.jpg").unlink()
         for source, sample in zip(all_opened, before, strict=True):
             found = source[0]
             assert same_but_for_the_image(found, sample)
-            assert found.lost is not None
-            assert found.lost.cause == cause
+            assert found.missing is not None
+            assert found.missing.cause == cause
 
 
 def test_damaged_bytes_in_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -134,8 +134,8 @@ def test_damaged_bytes_in_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     found = opened(ReasonSegParquet(str(tmp_path / "test.parquet")))[0]
     assert np.array_equal(found.mask, mask)  # type: ignore[arg-type]
     assert (found.id, found.question) == ("i#0", "the box")
-    assert found.lost is not None
-    assert (found.lost.cause, "not a readable image" in found.lost.reason) == ("image_unreadable", True)
+    assert found.missing is not None
+    assert (found.missing.cause, "not a readable image" in found.missing.reason) == ("image_unreadable", True)
 
 
 def test_one_image_that_is_asked_about_keeps_its_question(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from pixelthink.grpo.experience import Experience
 from pixelthink.grpo.loss import GRPOConfig, LossInputs, grpo_loss
-from pixelthink.grpo.micro_batches import in_order, micro_batches, plan_padded, plan_shared, that_teach
+from pixelthink.grpo.micro_batches import drop_zero_advantage, in_order, micro_batches, plan_padded, plan_shared
 from pixelthink.policies.base import EncodedPrompt
 from pixelthink.policies.qwen_vl import Qwen25VL
 from tests.tiny_models import gradients, random_prompt, random_tokens, relative_difference, tiny_model
@@ -121,7 +121,7 @@ def test_completions_that_teach_nothing_cost_nothing() -> None:
     backbone, model = tiny_model("qwen2.5")
     whole = experience()
     flat = replace(whole, advantages=torch.cat([torch.zeros(4), whole.advantages[4:]]))
-    kept = that_teach(flat, config)
+    kept = drop_zero_advantage(flat, config)
     assert kept.rows == (4, 5, 6, 7)
     expected, loss = step(backbone, model, flat, config)
     for piece in micro_batches(kept, config):
@@ -131,8 +131,8 @@ def test_completions_that_teach_nothing_cost_nothing() -> None:
         output.loss.backward()
     assert relative_difference(gradients(model), expected) < 1e-5
     assert output.loss.item() == pytest.approx(loss, rel=1e-5)
-    assert that_teach(flat, CONFIG) is flat
-    assert len(that_teach(replace(whole, advantages=torch.zeros(8)), config)) == 1
+    assert drop_zero_advantage(flat, CONFIG) is flat
+    assert len(drop_zero_advantage(replace(whole, advantages=torch.zeros(8)), config)) == 1
 
 
 def test_a_negative_budget_is_refused() -> None:

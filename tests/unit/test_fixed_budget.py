@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
-from pixelthink.cli import PixelThinkCLI
+from pixelthink.cli.main import PixelThinkCLI
+from pixelthink.cli.registry import load_components
 from pixelthink.data.collate import Collate
 from pixelthink.data.prompts import ShortPrompt
 from pixelthink.data.shape_scenes import ShapeScenes
 from pixelthink.parsing import parse_completion
 from pixelthink.policies.qwen_vl import Qwen25VL
-from pixelthink.registry import load_components
 from pixelthink.rollouts.base import SamplingConfig
 from pixelthink.rollouts.fixed_budget import FixedBudget
 from pixelthink.rollouts.hf import HFEngine

@@ -13,6 +13,7 @@ from scipy.ndimage import distance_transform_edt
 
 from pixelthink.geometry import (
     CoordinateFrame,
+    Target,
     box_area,
     box_iou,
     clip_box,
@@ -23,7 +24,6 @@ from pixelthink.geometry import (
     representative_points,
     target_from_mask,
 )
-from pixelthink.types import Target
 from tests.support import golden_rows
 
 MASK_POINTS = golden_rows("mask_points.jsonl.gz")

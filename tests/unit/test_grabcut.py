@@ -11,10 +11,9 @@ from PIL import Image
 
 from pixelthink.data.reasonseg import ReasonSeg
 from pixelthink.data.shape_scenes import draw_scene, sample_scene
-from pixelthink.geometry import target_from_mask
+from pixelthink.geometry import Box, Target, target_from_mask
 from pixelthink.segmenters.base import SegmentationRequest
 from pixelthink.segmenters.grabcut import GrabCut
-from pixelthink.types import Box, Target
 from tests.support import ROOT
 
 PHOTOS = Path(os.environ.get("PIXELTHINK_SHARED", ROOT.parent / "shared")) / "photos"

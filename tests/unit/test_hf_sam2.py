@@ -11,11 +11,11 @@ import pytest
 import torch
 from PIL import Image
 
+from pixelthink.geometry import Target
 from pixelthink.segmenters.base import SegmentationRequest
 from pixelthink.segmenters.embedding_cache import EmbeddingCache, content_key
 from pixelthink.segmenters.hf_sam2 import HFSAM2, HFSAM3
 from pixelthink.segmenters.promptable import PromptableSegmenter
-from pixelthink.types import Target
 from tests.sam_models import noise, target, tiny_hf_sam2, tiny_hf_sam3
 
 OBJECTS = (target(10, 15, 60.5, 80), target(70, 20, 130, 85), target(5, 5, 40, 40))

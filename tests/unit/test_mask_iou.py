@@ -10,17 +10,17 @@ import pytest
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from pixelthink.answering import segment_answers
-from pixelthink.cli import main
-from pixelthink.geometry import CoordinateFrame, target_from_mask
-from pixelthink.mask_iou import MaskIoU, portions, soft_iou
+from pixelthink.answering.segmenting import segment_answers
+from pixelthink.cli.main import main
+from pixelthink.geometry import CoordinateFrame, Target, target_from_mask
 from pixelthink.parsing import format_response, parse_completion
 from pixelthink.rewards.composite import PixelThinkReward
 from pixelthink.rewards.length import NoLengthScore
+from pixelthink.rewards.mask_iou import MaskIoU, portions, soft_iou
 from pixelthink.segmenters.base import SegmentationRequest
 from pixelthink.segmenters.grabcut import GrabCut
 from pixelthink.segmenters.hf_sam2 import HFSAM2
-from pixelthink.types import Completion, Prompt, RolloutBatch, Sample, ScoringCase, Target
+from pixelthink.types import Completion, Prompt, RolloutBatch, Sample, ScoringCase
 from tests.sam_models import noise, target, tiny_hf_sam2
 from tests.support import tiny_run
 from tools.score_rollouts import main as score_rollouts

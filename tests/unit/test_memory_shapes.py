@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from pixelthink.memory.shapes import PUBLISHED, model_without_weights, shape_of
-from pixelthink.memory.tracking import ShapesOnly
+from pixelthink.planning.shapes import PUBLISHED, model_without_weights, shape_of
+from pixelthink.planning.tracking import ShapesOnly
 from pixelthink.policies.qwen3_vl import Qwen3VL
 from pixelthink.policies.qwen_vl import Qwen25VL
 

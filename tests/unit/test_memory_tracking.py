@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensor
 
-from pixelthink.memory.tracking import Ledger, ShapesOnly
+from pixelthink.planning.tracking import Ledger, ShapesOnly
 
 
 def test_the_peak_is_where_most_lives_at_once() -> None:

@@ -166,12 +166,12 @@ def test_tokens_and_parse_rate() -> None:
     with pytest.raises(ValueError, match="failures: unknown 'tired'"):
         rate.update([None, "tired"])
     assert rate.count == 5
-    rate.update(["image_unreadable", "image_lost", "segmenter_error"])
+    rate.update(["image_unreadable", "image_missing", "segmenter_error"])
     values = {name: value.item() for name, value in rate.compute().items()}
     assert values["parse_rate"] == pytest.approx(3 / 6), "a segmenter's error is none of the answer's, two had no image"
     unasked = ParseRate()
-    unasked.update(["image_lost"])
-    assert unasked.compute().keys() == {"failures/image_lost"}
+    unasked.update(["image_missing"])
+    assert unasked.compute().keys() == {"failures/image_missing"}
 
 
 def test_lengths_are_of_those_that_were_asked() -> None:

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pixelthink.atomic_files import write_atomically
 from pixelthink.callbacks.drawing import PREDICTED_COLOR
 from pixelthink.callbacks.prediction_writer import claim_folder, draw_overlay, file_names
-from pixelthink.geometry import CoordinateFrame
+from pixelthink.files.atomic import write_atomically
+from pixelthink.geometry import CoordinateFrame, Target
 from pixelthink.parsing import parse_completion
-from pixelthink.types import Completion, Prediction, Prompt, Sample, Target
+from pixelthink.types import Completion, Prediction, Prompt, Sample
 
 
 def prediction(size: tuple[int, int] = (40, 30), mask: np.ndarray | None = None) -> Prediction:

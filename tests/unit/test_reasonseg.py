@@ -13,8 +13,8 @@ from PIL import Image
 from pixelthink.data.checks import check_sample
 from pixelthink.data.images import open_rgb
 from pixelthink.data.reasonseg import ReasonSeg, rasterize
-from pixelthink.geometry import encode_rle
-from pixelthink.types import Sample, Target
+from pixelthink.geometry import Target, encode_rle
+from pixelthink.types import Sample
 from tests.photos import PHOTOS, needs_photos
 from tests.support import golden_rows
 

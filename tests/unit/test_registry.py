@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pixelthink.registry import KINDS, RegistryError, components, load_components
+from pixelthink.cli.registry import KINDS, RegistryError, components, load_components
 from tests.support import ROOT
 
 TERM = """

@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from pixelthink.finished_run import FinishedRun
+from pixelthink.evaluation.finished_run import FinishedRun
+from pixelthink.evaluation.report import charts, tables
+from pixelthink.evaluation.report.gallery import collect
+from pixelthink.evaluation.report.outlines import mask_path, outline
+from pixelthink.evaluation.report.page import ReportOptions, render
+from pixelthink.evaluation.report.pictures import MAX_BYTES, data_uri
 from pixelthink.geometry import encode_rle
-from pixelthink.report import charts, tables
-from pixelthink.report.gallery import collect
-from pixelthink.report.outlines import mask_path, outline
-from pixelthink.report.page import ReportOptions, render
-from pixelthink.report.pictures import MAX_BYTES, data_uri
 
 
 def filled(path: str, height: int, width: int, scale: int = 8) -> np.ndarray:

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from jsonargparse import ArgumentParser, lazy_instance
 
 from pixelthink.data.solution import parse_objects_solution, parse_solution
+from pixelthink.geometry import Target
 from pixelthink.parsing import parse_completion
 from pixelthink.rewards.base import LENGTH_MODES, LengthMode, Reward, RewardTerm
 from pixelthink.rewards.composite import PixelThinkReward
@@ -16,7 +17,7 @@ from pixelthink.rewards.format import ThinkFormat
 from pixelthink.rewards.length import L1Exact, L1Max, NoLengthScore, ReleasedBudget, TokenBudget
 from pixelthink.rewards.localization import BoxIoU, BoxL1, PointL1, box_iou, box_l1, paired_point_distance
 from pixelthink.rewards.vision_reasoner import VisionReasonerReward, non_repeat
-from pixelthink.types import ScoringCase, Target
+from pixelthink.types import ScoringCase
 from tests.support import golden_rows
 
 TARGET = Target((10.0, 10.0, 19.0, 19.0), ((12.0, 12.0), (16.0, 16.0)))

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from pixelthink.jsonl import read_rows, write_rows_atomically
+from pixelthink.files.jsonl import read_rows, write_rows_atomically
 from tests.support import ROOT, golden_rows
 
 sys.path.insert(0, str(ROOT / "tools"))
@@ -68,11 +68,11 @@ def test_failures_and_levels(tmp_path: Path, capsys: pytest.CaptureFixture[str])
         {"id": 2, "prediction": TWO, "target": TWO, "difficulty": 5.0},  # 2 of 2
         {"id": 3, "prediction": TWO, "target": TWO, "difficulty": 3.4, "failure": "no_json"},  # 0 of 2
         {"id": 4, "prediction": empty, "target": empty, "failure": "no_json"},  # 0, though both are empty
-        {"id": 5, "prediction": None, "target": None, "failure": "image_lost"},
+        {"id": 5, "prediction": None, "target": None, "failure": "image_missing"},
     ]
     path = lines(tmp_path / "in.jsonl", *rows)
     result = json.loads(run(capsys, "--protocol", "lens", "--input", path)[1])
-    assert (result["n"], result["failures"]) == (5, {"no_json": 2, "image_lost": 1})
+    assert (result["n"], result["failures"]) == (5, {"no_json": 2, "image_missing": 1})
     assert result["giou"] == pytest.approx((1 / 3 + 1) / 5)
     assert result["ciou"] == pytest.approx(3 / 7)
     assert result["bootstrap"] == {"samples": 2000, "seed": 0}

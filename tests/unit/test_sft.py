@@ -13,10 +13,10 @@ from lightning.pytorch import Trainer
 from pixelthink.data.collate import Collate
 from pixelthink.data.prompts import ShortPrompt, VisionReasonerPrompt
 from pixelthink.data.shape_scenes import ShapeScenes
-from pixelthink.optim import WarmupHoldDecay
 from pixelthink.parsing import parse_completion
 from pixelthink.policies.qwen_vl import Qwen25VL
-from pixelthink.sft import Recipe, SFTModule
+from pixelthink.training.optim import WarmupHoldDecay
+from pixelthink.training.sft_module import Recipe, SFTModule
 from pixelthink.types import LEVELS, Prompt, PromptBatch, Sample
 
 

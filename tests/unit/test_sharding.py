@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 
-from pixelthink.parallel.sharding import Sharding, full_state, is_sharded, pieces, shard, whole, within
+from pixelthink.parallel.sharding import Sharding, full_state, is_sharded, pieces, run_as_forward, shard, unsharded
 from tests.tiny_models import FAMILIES, random_prompt, random_tokens, relative_difference, tiny_model
 
 
@@ -53,14 +53,14 @@ def test_a_sharded_model_scores_and_learns_as_a_whole_one(family: str, tied: boo
     assert is_sharded(model)
     assert len(pieces(model)) == 2 + 2 + 1  # decoder layers, vision blocks, the rest
     assert all(isinstance(p, DTensor) for p in model.parameters())
-    found = within(model, lambda: backbone.score(model, **case()).logprobs)
+    found = run_as_forward(model, lambda: backbone.score(model, **case()).logprobs)
     torch.testing.assert_close(found, expected)
     assert relative_difference(learned(model, found), gradients) < 1e-5
-    with torch.no_grad(), whole(model), whole(model):
+    with torch.no_grad(), unsharded(model), unsharded(model):
         assert not any(isinstance(p, DTensor) for p in model.parameters())
         torch.testing.assert_close(backbone.score(model, **case()).logprobs, expected.detach())
     assert all(isinstance(p, DTensor) for p in model.parameters())
-    again = within(model, lambda: backbone.score(model, **case()).logprobs)
+    again = run_as_forward(model, lambda: backbone.score(model, **case()).logprobs)
     assert relative_difference(learned(model, again), gradients) < 1e-5
     assert full_state(model).keys() == state.keys()
     assert all(torch.equal(weight, state[name]) for name, weight in full_state(model).items())
@@ -71,7 +71,7 @@ def test_a_sharded_model_scores_and_learns_as_a_whole_one(family: str, tied: boo
 def test_a_frozen_tower_stays_frozen(mesh: Any) -> None:
     backbone, model = tiny_model("qwen2.5", freeze_vision_tower=True)
     shard(model, Sharding(param_dtype="bfloat16"), mesh)
-    found = learned(model, within(model, lambda: backbone.score(model, **case()).logprobs))
+    found = learned(model, run_as_forward(model, lambda: backbone.score(model, **case()).logprobs))
     assert found
     assert not any("visual" in name for name in found)
     assert {gradient.dtype for gradient in found.values()} == {torch.float32}
@@ -79,8 +79,8 @@ def test_a_frozen_tower_stays_frozen(mesh: Any) -> None:
 
 def test_models_that_are_not_sharded_are_left_alone() -> None:
     layer = nn.Linear(2, 2)
-    with whole(layer):
-        assert within(layer, lambda: 3) == 3
+    with unsharded(layer):
+        assert run_as_forward(layer, lambda: 3) == 3
     assert not is_sharded(layer)
     assert full_state(layer).keys() == {"weight", "bias"}
 

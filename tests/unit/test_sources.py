@@ -28,7 +28,7 @@ from pixelthink.data.refcocog840 import RefCOCOg840
 from pixelthink.data.shape_scenes import ShapeScenes
 from pixelthink.data.visionreasoner import VisionReasonerRows
 from pixelthink.geometry import encode_rle
-from pixelthink.types import LostImage, Sample
+from pixelthink.types import MissingImage, Sample
 from tests.photos import PHOTOS, needs_photos
 
 pa = pytest.importorskip("pyarrow")
@@ -379,7 +379,7 @@ def test_a_lost_image_leaves_its_object_known(tmp_path: Path) -> None:
         (tmp_path / name).unlink()
     lost = [EvaluatedSource(mixed)[index] for index in range(12)]
     assert [s.object_id for s in lost] == [s.object_id for s in seen]
-    assert {s.object_id for s in lost if s.lost} == {"m/r/0#1", "m/t/x"}
+    assert {s.object_id for s in lost if s.missing} == {"m/r/0#1", "m/t/x"}
     assert {s.id: s.object_id for s in seen}["s/shapes-train-0-1~2"] == "s/shapes-train-0-1"  # asked a second time
 
 
@@ -395,11 +395,11 @@ class Strangers(SampleSource):
 
 def test_a_source_that_says_nothing_of_lost_images_keeps_names_and_objects() -> None:
     """It has neither `ids` nor anything else that does without images."""
-    lost = LostImage("image_lost", "/nowhere.jpg: there is no such image")
+    lost = MissingImage("image_missing", "/nowhere.jpg: there is no such image")
     for source, prefix in ((Strangers(), ""), (Mixture({"m": Strangers()}), "m/")):
         found = [EvaluatedSource(opened(source))[index] for index in range(2)]
         assert {(s.id, s.question) for s in found} == {(f"{prefix}x", "question 0"), (f"{prefix}y", "question 1")}
-        assert [(s.object_id, s.lost) for s in found] == [(f"{prefix}o", lost)] * 2
+        assert [(s.object_id, s.missing) for s in found] == [(f"{prefix}o", lost)] * 2
 
 
 class Refusing(Strangers):
@@ -414,7 +414,7 @@ class Refusing(Strangers):
 def test_a_source_that_refuses_the_blank_image_loses_the_sample_only() -> None:
     found = EvaluatedSource(opened(Refusing()))[1]
     assert (found.id, found.object_id, found.mask) == ("#1", None, None)
-    assert found.lost == LostImage("image_lost", "/nowhere.jpg: there is no such image")
+    assert found.missing == MissingImage("image_missing", "/nowhere.jpg: there is no such image")
 
 
 def test_python_2_pickles_with_either_encoding(tmp_path: Path) -> None:

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from pixelthink.evaluation import EvaluationConfig, giou_within_budget
-from pixelthink.optim import TransformersSchedule
-from pixelthink.step_guard import StepGuard, TrainingDiverged
+from pixelthink.evaluation.policy_module import EvaluationConfig, giou_within_budget
+from pixelthink.training.optim import TransformersSchedule
+from pixelthink.training.step_guard import StepGuard, TrainingDiverged
 
 
 def test_finite_steps_are_allowed_in_silence() -> None:

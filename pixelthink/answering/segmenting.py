@@ -1,0 +1,170 @@
+"""Parsed answers → masks, with every way in which that can go wrong named and counted, and no sample dropped."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, cast
+
+import numpy as np
+
+from pixelthink.failures import Cause, Flaw
+from pixelthink.geometry import Box, Point, Target, clip_target
+from pixelthink.parsing import Answer
+from pixelthink.segmenters.base import SegmentationRequest, Segmenter
+from pixelthink.timing import now
+from pixelthink.types import Completion, Prediction, Prompt, Timings
+
+
+@dataclass(frozen=True)
+class AnsweredObjects:
+    """What an answer says, in original pixels.
+
+    Attributes:
+        objects: The objects, inside the image; none where the answer cannot be used, or says that there is none.
+        failure: Why the answer cannot be segmented, or None.
+        flaws: What is odd about it.
+    """
+
+    objects: tuple[Target, ...] = ()
+    failure: Cause | None = None
+    flaws: tuple[Flaw, ...] = ()
+
+
+def answered_objects(prompt: Prompt, answer: Answer) -> AnsweredObjects:
+    """Maps the answered objects to original pixels and cuts them at the image's edges.
+
+    A box that lies wholly outside has no pixel to be segmented: it is left out, and where no other box is left, the
+    answer has failed.
+    """
+    if answer.failure is not None:
+        return AnsweredObjects(failure=answer.failure)
+    written = [(o.box_xyxy, (o.point_xy, o.point_xy)) for o in answer.objects]
+    if not written and answer.box_xyxy is not None and answer.points_xy is not None:
+        written = [(answer.box_xyxy, (answer.points_xy[0], answer.points_xy[-1]))]
+    size = prompt.sample.image.size
+    inside: list[Target] = []
+    flaws: set[Flaw] = set()
+    for box, points in written:
+        target = Target(cast("Box", box), cast("tuple[Point, Point]", points))
+        in_pixels = prompt.frame.target_to_original(target)
+        if _is_outside(in_pixels.box_xyxy, *size):
+            flaws.add("object_outside_image")
+            continue
+        if not all(_holds(target.box_xyxy, point) for point in target.points_xy):
+            flaws.add("points_off_box")
+        if _is_beyond(target.box_xyxy, *prompt.frame.answer_size):
+            flaws.add("box_beyond_image")
+        inside.append(clip_target(in_pixels, *size))
+    if written and not inside:
+        return AnsweredObjects(failure="box_outside_image")
+    return AnsweredObjects(tuple(inside), flaws=tuple(sorted(flaws)))
+
+
+def segmentation_request(prompt: Prompt, answer: Answer) -> SegmentationRequest:
+    """What the segmenter is asked for; each of several answered objects has one point, a single object two."""
+    return SegmentationRequest(prompt.sample.image, answered_objects(prompt, answer).objects, points_of(answer))
+
+
+def points_of(answer: Answer) -> Literal[1, 2]:
+    """How many points the answer gives for an object."""
+    return 1 if answer.objects else 2
+
+
+def segment_answers(
+    prompts: Sequence[Prompt], completions: Sequence[Completion], answers: Sequence[Answer], segmenter: Segmenter
+) -> list[Prediction]:
+    """Masks of parsed answers, each the union of its objects.
+
+    An answer that cannot be used, and one that names no object, gets an empty mask; so does a request on which the
+    segmenter fails, while the others of its batch get theirs. None is dropped, and what failed keeps its reason.
+    """
+    found = [answered_objects(prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)]
+    asked = [i for i, answered in enumerate(found) if answered.objects]
+    requests = [SegmentationRequest(prompts[i].sample.image, found[i].objects, points_of(answers[i])) for i in asked]
+    started = now()
+    masks = dict(zip(asked, masks_or_reasons(segmenter, requests), strict=True))
+    share_ms = 1000 * (now() - started) / max(1, len(asked))
+    predictions = []
+    for i, (prompt, completion, answer) in enumerate(zip(prompts, completions, answers, strict=True)):
+        timings = answer_timings(prompt, completion, segmentation_ms=share_ms if i in masks else 0.0)
+        mask = masks.get(i, empty_mask(prompt))
+        prediction = Prediction(prompt, completion, answer, empty_mask(prompt), found[i].failure, found[i].objects)
+        if isinstance(mask, str):
+            prediction = replace(prediction, failure="segmenter_error", failure_detail=mask)
+        else:
+            prediction = replace(prediction, mask=mask)
+        predictions.append(replace(prediction, timings=timings, flaws=found[i].flaws))
+    return predictions
+
+
+def masks_or_reasons(segmenter: Segmenter, requests: Sequence[SegmentationRequest]) -> list[np.ndarray | str]:
+    """A mask for each request or, where the segmenter fails on it, why; a failing batch is asked for one by one.
+
+    Raises:
+        ImportError: a package of the segmenter is missing, which no other request could change.
+        ValueError: the segmenter gave more or fewer masks than it was asked for.
+    """
+    if not requests:
+        return []
+    try:
+        masks = segmenter.segment(requests)
+    except ImportError:
+        raise
+    except Exception as error:  # whatever a backend raises: it is counted, and said once
+        if len(requests) > 1:
+            return [masks_or_reasons(segmenter, [request])[0] for request in requests]
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        warnings.warn(f"{type(segmenter).__name__} failed, which is counted as segmenter_error: {reason}", stacklevel=2)
+        return [reason]
+    if len(masks) != len(requests):
+        raise ValueError(f"{type(segmenter).__name__} gave {len(masks)} masks for {len(requests)} requests")
+    return [_checked_mask(mask, request) for mask, request in zip(masks, requests, strict=True)]
+
+
+def missing_image_prediction(prompt: Prompt) -> Prediction:
+    """What stands for a sample without its image: no answer, an empty mask, and the cause."""
+    missing = prompt.sample.missing
+    assert missing is not None
+    nothing = Answer("", None, None, think_ok=False, answer_ok=False, failure=None)
+    completion = Completion((), (), "", "stop", reasoning_tokens=0, uncertainty=None, answer_tokens=0)
+    mask = empty_mask(prompt)
+    return Prediction(prompt, completion, nothing, mask, missing.cause, failure_detail=missing.reason)
+
+
+def empty_mask(prompt: Prompt) -> np.ndarray:
+    """A mask of the original image without any pixel, bool (H, W)."""
+    width, height = prompt.sample.image.size
+    return np.zeros((height, width), dtype=bool)
+
+
+def answer_timings(prompt: Prompt, completion: Completion, segmentation_ms: float) -> Timings:
+    """The stages of one answer; the preparation is the resize plus the engine's part, where both were measured."""
+    resize, processor = prompt.preparation_ms, completion.timings.preparation_ms
+    preparation = None if resize is None or processor is None else resize + processor
+    return replace(completion.timings, preparation_ms=preparation, segmentation_ms=segmentation_ms)
+
+
+def _checked_mask(mask: object, request: SegmentationRequest) -> np.ndarray | str:
+    """The mask, or what keeps it from being one of the request's image."""
+    width, height = request.image.size
+    if not isinstance(mask, np.ndarray) or mask.dtype != np.bool_ or mask.shape != (height, width):
+        what = f"{mask.dtype} {mask.shape}" if isinstance(mask, np.ndarray) else type(mask).__name__
+        return f"a mask must be bool {(height, width)}, got {what}"
+    return mask
+
+
+def _is_outside(box: Box, width: int, height: int) -> bool:
+    """Whether a box has nothing in common with an area of width × height."""
+    return box[2] < 0 or box[3] < 0 or box[0] >= width or box[1] >= height
+
+
+def _is_beyond(box: Box, width: int, height: int) -> bool:
+    """Whether a corner of a box lies outside an area of width × height."""
+    return min(box) < 0 or max(box[0], box[2]) > width or max(box[1], box[3]) > height
+
+
+def _holds(box: Box, point: Point) -> bool:
+    """Whether a point lies in a box, edges included."""
+    return box[0] <= point[0] <= box[2] and box[1] <= point[1] <= box[3]

@@ -338,9 +338,7 @@ def test_a_judge_that_times_out_is_counted_and_asked_again(whole: Path, tmp_path
 
     server = Server(answer)
     options = {"server": server.url, "model": "m", "cache": f"{tmp_path}/cache.jsonl", "retries": 0, "timeout": 0.5}
-    judge = (
-        f"--model.judge={{class_path: OpenAIJudge, init_args: {json.dumps(options | {'concurrency': 1})}}}"
-    )
+    judge = f"--model.judge={{class_path: OpenAIJudge, init_args: {json.dumps(options | {'concurrency': 1})}}}"
     try:
         main(["test", *command(tmp_path, judge)])
         metrics, rows = results(tmp_path)

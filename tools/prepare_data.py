@@ -27,9 +27,9 @@ from tqdm import tqdm
 
 from pixelthink.cli.registry import RegistryError, load_components
 from pixelthink.data.base import SampleSource
-from pixelthink.data.checked import Checked
 from pixelthink.data.contact_sheet import draw_contact_sheet
 from pixelthink.data.prepare import REJECTED, PrepareOptions, prepare
+from pixelthink.data.sources.checked import Checked
 
 CONTACT_SHEET = "contact_sheet.png"
 

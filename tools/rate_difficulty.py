@@ -27,8 +27,15 @@ from tqdm import tqdm
 from pixelthink.cli.registry import RegistryError, load_components
 from pixelthink.data.base import SampleSource
 from pixelthink.data.difficulty import some
-from pixelthink.data.rater import RaterOptions, RatingCache, RatingClient, Ratings, rate_source
-from pixelthink.data.rating import Aggregate, aggregate_rating
+from pixelthink.data.rating import (
+    Aggregate,
+    RaterOptions,
+    RatingCache,
+    RatingClient,
+    Ratings,
+    aggregate_rating,
+    rate_source,
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

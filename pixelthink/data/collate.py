@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from PIL import Image
 
-from pixelthink.data.checks import check_sample
 from pixelthink.data.prompts import PromptStyle
+from pixelthink.data.validation import check_sample
 from pixelthink.geometry import AnswerConvention, CoordinateFrame
 from pixelthink.timing import now
 from pixelthink.types import Prompt, PromptBatch, Sample

@@ -1,4 +1,4 @@
-"""A dataloader whose order is a function of seed and epoch, and whose position is part of a checkpoint."""
+"""A dataloader with an order that depends on seed and epoch alone, and with its position in the checkpoint."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import torch
 from torch.utils.data import DataLoader, Sampler
 
 from pixelthink.data.base import SampleSource
-from pixelthink.data.evaluated import EvaluatedSource
+from pixelthink.data.evaluation_dataset import EvaluationDataset
+from pixelthink.errors import UserError
 from pixelthink.types import PromptBatch
 
 
@@ -18,8 +19,8 @@ class EpochSampler(Sampler[list[int]]):
     """Batches of indices for one process; restartable in the middle of an epoch.
 
     Every process draws the same permutation, cuts it into the same batches and takes every `world_size`-th sample of
-    each, so the processes together see the batches that one process would have seen, and as evenly as can be. In
-    training the incomplete last batch is left out; in evaluation nothing is, and no index is repeated.
+    each, so the processes together see the batches that one process would have seen. In training the incomplete last
+    batch is left out; in evaluation nothing is, and no index is repeated.
 
     Args:
         length: Number of samples.
@@ -29,6 +30,10 @@ class EpochSampler(Sampler[list[int]]):
         drop_last: Leave the incomplete last batch out.
         rank: This process.
         world_size: Number of processes.
+
+    Raises:
+        UserError: the batch size does not divide among the processes, or is larger than a source without its last
+            batch.
     """
 
     def __init__(
@@ -43,9 +48,15 @@ class EpochSampler(Sampler[list[int]]):
         world_size: int = 1,
     ) -> None:
         if batch_size % world_size:
-            raise ValueError(f"a batch of {batch_size} prompts does not divide among {world_size} processes")
+            raise UserError(
+                f"a batch of {batch_size} prompts does not divide among {world_size} processes: set data.batch_size "
+                f"and data.eval_batch_size to multiples of {world_size}"
+            )
         if drop_last and length < batch_size:
-            raise ValueError(f"{length} samples do not fill one batch of {batch_size}")
+            raise UserError(
+                f"data.train has {length} samples, which do not fill one batch of {batch_size}: set data.batch_size to "
+                f"at most {length}, or give data.train more samples"
+            )
         self.length, self.batch_size = length, batch_size
         self.seed, self.shuffle, self.drop_last = seed, shuffle, drop_last
         self.rank, self.world_size = rank, world_size
@@ -72,26 +83,30 @@ class EpochSampler(Sampler[list[int]]):
         first, self.first_batch = self.first_batch, 0
         for index in range(first, len(self)):
             batch = order[index * self.batch_size : (index + 1) * self.batch_size]
-            mine = batch[self.rank :: self.world_size]
-            if mine:
+            if mine := batch[self.rank :: self.world_size]:
                 yield mine
 
 
 class ResumableLoader:
-    """Batches over an `EpochSampler`, whose position Lightning can save and restore between two batches.
+    """Batches over an `EpochSampler`, with a position that Lightning saves and restores between two batches.
 
     It has a `DataLoader` and is none: Lightning would take one apart to predict, and build it anew with a sampler of
-    its own.
+    its own. Of torchdata's `StatefulDataLoader`, the position would be that of the look-ahead, one batch too far.
 
     Args:
         source: Samples.
         sampler: Which of them make a batch.
-        look_ahead: Hand each batch out with the next one as its `upcoming`.
+        look_ahead: Give each batch the next one as its `upcoming`; the position does not count it.
         options: Further options of the `DataLoader`.
     """
 
     def __init__(
-        self, source: SampleSource | EvaluatedSource, sampler: EpochSampler, *, look_ahead: bool = False, **options: Any
+        self,
+        source: SampleSource | EvaluationDataset,
+        sampler: EpochSampler,
+        *,
+        look_ahead: bool = False,
+        **options: Any,
     ) -> None:
         self.loader: DataLoader[Any] = DataLoader(source, batch_sampler=sampler, **options)  # type: ignore[arg-type]
         self.batch_sampler = sampler  # where Lightning looks for the `set_epoch` of its `sampler`

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from pixelthink.answering.segmenting import missing_image_prediction, segment_answers
 from pixelthink.components import resolved
-from pixelthink.data.objects import ObjectTargets
+from pixelthink.data.validation import ObjectTargets
 from pixelthink.evaluation.missing_images import MissingImages
 from pixelthink.evaluation.results import Row, recorded_prediction
 from pixelthink.failures import was_asked

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import time
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import Any
 
 import torch
 from jsonargparse import lazy_instance
@@ -25,6 +25,7 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.optim import AdamW
 
 from pixelthink.components import resolved
+from pixelthink.data.datamodule import PromptData
 from pixelthink.evaluation.policy_module import EvaluationConfig, PolicyModule
 from pixelthink.grpo.advantages import flat_group_share, group_advantages
 from pixelthink.grpo.experience import Experience, minibatches
@@ -104,7 +105,6 @@ class GRPOModule(PolicyModule):
             )
         if self.sample_ahead and stage == "fit":
             self._check_sampling_ahead()
-            cast("Any", self.trainer).datamodule.look_ahead = True
 
     def _check_sampling_ahead(self) -> None:
         """Refuses to sample ahead where that cannot work, or would bias the gradient unseen."""
@@ -113,7 +113,7 @@ class GRPOModule(PolicyModule):
             raise ValueError(f"sample_ahead: {engine} samples in this process; use VLLMServerEngine, or leave it off")
         if self.grpo.rollout_correction == "none":
             raise ValueError("sample_ahead is off-policy: set grpo.rollout_correction, e.g. to token_truncate")
-        if not hasattr(getattr(self.trainer, "datamodule", None), "look_ahead"):
+        if not isinstance(getattr(self.trainer, "datamodule", None), PromptData):
             raise ValueError("sample_ahead needs a PromptData datamodule, whose loader knows the next batch")
 
     def load_models(self) -> None:

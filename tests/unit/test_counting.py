@@ -15,7 +15,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from PIL import Image
 
-from pixelthink.data.objects import ObjectTargets
+from pixelthink.data.validation import ObjectTargets
 from pixelthink.evaluation.policy_module import EvaluationConfig, headline
 from pixelthink.geometry import encode_rle
 from pixelthink.metrics.counting import Counting, mask_scores, object_key

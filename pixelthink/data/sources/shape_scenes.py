@@ -24,6 +24,7 @@ import numpy as np
 from PIL import Image
 
 from pixelthink.data.base import SampleSource
+from pixelthink.errors import UserError
 from pixelthink.geometry import target_from_mask
 from pixelthink.types import LEVELS, Level, Sample
 
@@ -280,9 +281,9 @@ class ShapeScenes(SampleSource):
         odds: tuple[float, float, float] = (0.25, 0.25, 0.5),
     ) -> None:
         if size < 1 or not levels:
-            raise ValueError("ShapeScenes: size must be at least 1 and levels must not be empty")
+            raise UserError("ShapeScenes: size must be at least 1 and levels must not be empty")
         if min(odds) <= 0:
-            raise ValueError(f"ShapeScenes: odds must be positive, got {odds}; leave a level out by levels")
+            raise UserError(f"ShapeScenes: odds must be positive, got {odds}; leave a level out by levels")
         self.split = split
         self.size = size
         self.seed = seed

@@ -5,15 +5,22 @@ Rows are read one at a time from a memory map that `datasets` keeps, so memory d
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from PIL import Image
 
-from pixelthink.data.images import open_rgb
+from pixelthink.data.base import BadRow, RowSource
+from pixelthink.data.difficulty import difficulties_for
+from pixelthink.data.images import ImageOpener, Size
+from pixelthink.data.reading import duplicates
+from pixelthink.errors import FileError
 from pixelthink.files.jsonl import row_error
+from pixelthink.types import Sample
 
 if TYPE_CHECKING:
     import datasets
@@ -47,11 +54,6 @@ class Table:
         """One column as text."""
         return [str(value) for value in self._rows.select_columns([column])[:].column(0).to_pylist()]
 
-    def require(self, columns: Sequence[str]) -> None:
-        """Raises ValueError, naming what is missing and what is there, unless the table has all of these columns."""
-        if missing := [name for name in columns if name not in self.columns]:
-            raise ValueError(f"{self.name}: no column {', '.join(missing)}; there are {', '.join(self.columns)}")
-
 
 def open_table(path: str, split: str) -> Table:
     """Opens a table.
@@ -62,7 +64,7 @@ def open_table(path: str, split: str) -> Table:
         split: "train", "val", "test", …
 
     Raises:
-        ValueError: nothing is there, or it cannot be read; one line that names the path.
+        FileError: nothing is there, or it cannot be read; one line that names the path.
     """
     import datasets
 
@@ -74,47 +76,99 @@ def open_table(path: str, split: str) -> Table:
             return Table(datasets.Dataset.load_from_disk(path), path)
         if not local.exists():
             if path.count("/") != 1 or path.startswith((".", "/", "~")):
-                raise ValueError("there is no such file or folder")
+                raise FileError("there is no such file or folder")
             return Table(datasets.load_dataset(path, split=split), path)
         files = [local] if local.is_file() else _files_of(local, split)
         builder = "arrow" if files[0].suffix == ".arrow" else "parquet"
         names = [str(file) for file in files]
         return Table(datasets.load_dataset(builder, data_files=names, split="train"), path)
-    except Exception as error:  # whatever the many layers below run into
+    except Exception as error:  # the layers below raise many kinds
         cause = error.__cause__ if type(error).__name__ == "DatasetGenerationError" and error.__cause__ else error
         reason = " ".join(str(cause).split())[:200] or type(cause).__name__
-        raise ValueError(f"{path}: cannot be read as a table: {reason}") from None
+        raise FileError(f"{path}: cannot be read as a table: {reason}") from None
 
 
-def read_image(value: Any, owner: str, size: tuple[int, int] | None = None) -> Image.Image:
+def read_image(value: Any, owner: str, open_image: ImageOpener, size: Size | None = None) -> Image.Image:
     """The image of a table's cell: a file's bytes, a path, or `{"bytes": …, "path": …}`; `size` as in `open_rgb`.
 
     Raises:
-        ValueError: the cell holds none of these, or no readable image; begins with `owner`.
+        FileError: the cell holds none of these, or no readable image; begins with `owner`.
     """
     if isinstance(value, dict):
         value = value.get("bytes") or value.get("path")
     if isinstance(value, bytes | str):
-        return open_rgb(value, f"{owner}: image" if isinstance(value, bytes) else None, size)
-    raise ValueError(f"{owner}: image must be bytes, a path or {{bytes, path}}, got {type(value).__name__}")
+        return open_image(value, f"{owner}: image" if isinstance(value, bytes) else None, size)
+    raise FileError(f"{owner}: image must be bytes, a path or {{bytes, path}}, got {type(value).__name__}")
 
 
-def cell_error(table: Table, index: int, message: object) -> ValueError:
-    """An error of one row: `TABLE:ROW: message`, rows counted from 0 as `datasets` does."""
-    return row_error(table.name, index, message)
+@dataclass(frozen=True)
+class TableRow:
+    """Id of a row and its position in the table."""
+
+    id: str
+    index: int
+
+
+class TableSource(RowSource[TableRow]):
+    """Samples that are rows of a table, one each; errors name the table and the row, counted from 0.
+
+    Args:
+        path: Parquet file, folder of them, `save_to_disk` folder, or hub id, e.g. "Ricky06662/ReasonSeg_test".
+        split: Split to read.
+        difficulty_file: JSON list of `{"image_id": id, "difficulty_score_model": 1…10}`; without it samples have no
+            difficulty, with it each needs one.
+    """
+
+    columns: tuple[str, ...]
+    """Columns that the table must have."""
+
+    def __init__(self, path: str, split: str, difficulty_file: str | None = None) -> None:
+        self.path = path
+        self.split = split
+        self.difficulty_file = difficulty_file
+        self._table: Table | None = None
+        self._difficulties: dict[str, float] = {}
+
+    @abstractmethod
+    def read_ids(self, table: Table) -> list[str]:
+        """The samples' ids, in order."""
+
+    @abstractmethod
+    def read_sample(self, row: dict[str, Any], name: str, difficulty: float | None, open_image: ImageOpener) -> Sample:
+        """The sample of a row; ValueError where it cannot be used."""
+
+    def read_rows(self) -> Sequence[TableRow | BadRow]:
+        table = open_table(self.path, self.split)
+        if missing := [name for name in self.columns if name not in table.columns]:
+            raise FileError(f"{table.name}: no column {', '.join(missing)}; there are {', '.join(table.columns)}")
+        ids = self.read_ids(table)
+        self._difficulties = difficulties_for(self.difficulty_file, ids)
+        self._table = table
+        rows: list[TableRow | BadRow] = [TableRow(name, index) for index, name in enumerate(ids)]
+        for index, first in duplicates(ids).items():
+            error = row_error(table.name, index, f"id {ids[index]!r} occurs already in row {first}")
+            rows[index] = BadRow(ids[index], str(error))
+        return rows
+
+    def make_sample(self, row: TableRow, open_image: ImageOpener) -> Sample:
+        table = cast("Table", self._table)
+        try:
+            return self.read_sample(table.row(row.index), row.id, self._difficulties.get(row.id), open_image)
+        except ValueError as error:
+            raise row_error(table.name, row.index, error) from None
 
 
 def _files_of(folder: Path, split: str) -> list[Path]:
     """The folder's table files; those of the split where any name begins with a split, as on the hub."""
     files = sorted(f for f in folder.rglob("*") if f.suffix in (".parquet", ".arrow"))
     if not files:
-        raise ValueError("the folder holds no .parquet or .arrow file")
+        raise FileError("the folder holds no .parquet or .arrow file")
     if len({f.suffix for f in files}) > 1:
-        raise ValueError("the folder holds both .parquet and .arrow files; name the one to read")
+        raise FileError("the folder holds both .parquet and .arrow files; name the one to read")
     named = [f for f in files if f.name.startswith(tuple(f"{s}{end}" for s in SPLITS for end in "-."))]
     mine = [f for f in named if f.name.startswith((f"{split}-", f"{split}."))]
     if named and not mine:
-        raise ValueError(f"no file of split {split!r} among {', '.join(f.name for f in named[:5])}")
+        raise FileError(f"no file of split {split!r} among {', '.join(f.name for f in named[:5])}")
     return mine or files
 
 

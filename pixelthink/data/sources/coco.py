@@ -1,0 +1,249 @@
+"""COCO instances: polygons or run lengths, asked for by category or by a caption of their own."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import numpy as np
+from lightning.pytorch.utilities import rank_zero_info
+
+from pixelthink.data.base import RowSource
+from pixelthink.data.images import ImageOpener
+from pixelthink.data.reading import read_json
+from pixelthink.errors import FileError
+from pixelthink.geometry import decode_rle, target_from_mask
+from pixelthink.types import Sample
+
+MAX_COORDINATE = 1e5
+
+
+@dataclass(frozen=True)
+class Instances:
+    """An instances file.
+
+    Attributes:
+        path: Where it came from.
+        images: Image object by id.
+        annotations: Annotation object by id.
+        categories: Category object by id.
+        licences: Licence object by id.
+    """
+
+    path: str
+    images: Mapping[int, Mapping[str, Any]]
+    annotations: Mapping[int, Mapping[str, Any]]
+    categories: Mapping[int, Mapping[str, Any]]
+    licences: Mapping[int, Mapping[str, Any]]
+
+    def mask(self, annotation_id: int, height: int, width: int) -> np.ndarray:
+        """Mask of one annotation, bool (height, width).
+
+        Raises:
+            FileError: there is no such annotation, or it draws no pixel of an image of this size; names it.
+        """
+        if annotation_id not in self.annotations:
+            raise FileError(f"{self.path}: there is no annotation {annotation_id}")
+        try:
+            mask = coco_mask(self.annotations[annotation_id].get("segmentation"), height, width)
+            if not mask.any():
+                raise FileError("its segmentation covers no pixel of the image")
+        except ValueError as error:
+            raise FileError(f"{self.path}: annotation {annotation_id}: {error}") from None
+        return mask
+
+    def sample(
+        self,
+        name: str,
+        image_id: int,
+        question: str,
+        objects: Sequence[int],
+        folder: str,
+        open_image: ImageOpener,
+    ) -> Sample:
+        """A sample that asks for annotations of an image.
+
+        Args:
+            name: The sample's id.
+            image_id: Id of the image.
+            question: What to ask.
+            objects: Ids of the annotations; none means that there is no target.
+            folder: Folder of the images.
+            open_image: Opens the image.
+
+        Raises:
+            FileError: the image or an annotation cannot be used, or the image has another size than the file says.
+        """
+        if image_id not in self.images:
+            raise FileError(f"{self.path}: there is no image {image_id}")
+        record = self.images[image_id]
+        file = Path(folder) / str(record.get("file_name"))
+        size = (record.get("width"), record.get("height"))
+        known = all(isinstance(side, int) for side in size)
+        image = open_image(file, size=cast("tuple[int, int]", size) if known else None)
+        if None not in size and size != image.size:
+            found = f"the image is {image.height} × {image.width}"
+            raise FileError(f"{file}: {found}, {self.path} says {size[1]} × {size[0]}")
+        masks = [self.mask(annotation, image.height, image.width) for annotation in objects]
+        empty = np.zeros((image.height, image.width), dtype=bool)
+        meta = {"file": str(file), "image_id": str(image_id), "annotations": list(objects)}
+        if licence := self.licences.get(record.get("license", -1), {}).get("name"):
+            meta["licence"] = str(licence)
+        targets = tuple(target_from_mask(mask) for mask in masks)
+        return Sample(name, image, question, np.logical_or.reduce([empty, *masks]), None, targets, meta=meta)
+
+
+def read_instances(path: str | Path) -> Instances:
+    """Reads an instances file.
+
+    Raises:
+        FileError: not such a file; one line that names it.
+    """
+    data = read_json(path)
+    if not isinstance(data, dict):
+        raise FileError(f"{path}: an instances file is an object with images, annotations and categories")
+    licences = _by_id(data, "licenses", path) if data.get("licenses") else {}
+    images, annotations, categories = (_by_id(data, key, path) for key in ("images", "annotations", "categories"))
+    return Instances(str(path), images, annotations, categories, licences)
+
+
+def coco_mask(segmentation: object, height: int, width: int) -> np.ndarray:
+    """Mask of a COCO segmentation, rasterised as pycocotools does.
+
+    Args:
+        segmentation: A list of polygons `[x1, y1, x2, y2, …]`, of which a pixel needs to be in one, or RLE with counts
+            as a list, str or bytes. Polygons may reach beyond the image.
+        height: Height of the image.
+        width: Width of the image.
+
+    Returns:
+        bool (height, width).
+
+    Raises:
+        ValueError: neither, a polygon of fewer than 3 points, or RLE of another size.
+    """
+    from pycocotools import mask as coco
+
+    if isinstance(segmentation, Mapping):
+        mask = decode_rle(segmentation)
+        if mask.shape != (height, width):
+            raise FileError(f"the mask is {mask.shape[0]} × {mask.shape[1]}, the image {height} × {width}")
+        return mask
+    if not isinstance(segmentation, list) or not segmentation:
+        raise FileError("segmentation must be a list of polygons or RLE")
+    polygons = [_checked_polygon(number, polygon) for number, polygon in enumerate(segmentation)]
+    rles = coco.frPyObjects(polygons, height, width)
+    return np.asarray(coco.decode(coco.merge(rles)), dtype=bool)
+
+
+@dataclass
+class InstancesRow:
+    """One sample: annotations of an image that have one question; crowd regions of the question are ignored pixels."""
+
+    id: str
+    image_id: int
+    question: str
+    objects: list[int] = field(default_factory=list)
+    crowds: list[int] = field(default_factory=list)
+
+
+class COCO(RowSource[InstancesRow]):
+    """Objects of an instances file, asked for by name. Crowd regions are ignored pixels, not targets.
+
+    Args:
+        instances: The instances file.
+        images: Folder of the images, found by `file_name`.
+        query: "category" asks by the category's name, "caption" by the annotation's own text.
+        group: "query": all objects of one image with the same query are one sample with several targets, for a
+            category name does not say which one. "object": each object is a sample.
+        caption_field: Field of an annotation that holds its caption.
+    """
+
+    def __init__(
+        self,
+        instances: str,
+        images: str,
+        query: Literal["category", "caption"] = "category",
+        group: Literal["query", "object"] = "query",
+        caption_field: str = "caption",
+    ) -> None:
+        self.instances = instances
+        self.images = images
+        self.query = query
+        self.group = group
+        self.caption_field = caption_field
+        self._data: Instances | None = None
+
+    def read_rows(self) -> list[InstancesRow]:
+        self._data = read_instances(self.instances)
+        rows, crowds = self._grouped(self._data)
+        if not rows:
+            raise FileError(f"{self.instances}: there is no annotation to ask for")
+        note = f"; {crowds} of nothing but crowd regions are not asked for" if crowds else ""
+        rank_zero_info(f"{self.instances}: {len(rows)} samples, one per {self.group}, by {self.query}{note}")
+        return rows
+
+    def make_sample(self, row: InstancesRow, open_image: ImageOpener) -> Sample:
+        data = cast("Instances", self._data)
+        if not row.question.strip():
+            raise FileError(f"{data.path}: annotation {row.objects[0]} has no {self.query}")
+        sample = data.sample(row.id, row.image_id, row.question, row.objects, self.images, open_image)
+        if not row.crowds or sample.mask is None:
+            return sample
+        crowds = [data.mask(crowd, *sample.mask.shape) for crowd in row.crowds]
+        return replace(sample, ignore=np.logical_or.reduce(crowds) & ~sample.mask)
+
+    def _grouped(self, data: Instances) -> tuple[list[InstancesRow], int]:
+        """Samples in the file's order, and how many were left out because they hold nothing but crowd regions."""
+        rows: dict[tuple[int, object], InstancesRow] = {}
+        for number, annotation in data.annotations.items():
+            image_id, category = annotation.get("image_id"), annotation.get("category_id")
+            if not isinstance(image_id, int) or not isinstance(category, int):
+                raise FileError(f"{data.path}: annotation {number} has no image_id or category_id")
+            named = self.query == "category"
+            question = str(
+                data.categories.get(category, {}).get("name", "") if named else annotation.get(self.caption_field, "")
+            )
+            crowd = bool(annotation.get("iscrowd", 0))
+            alone = self.group == "object" and not crowd
+            key = (image_id, ("object", number) if alone else question)
+            name = str(number) if alone else f"{image_id}#{category if named else number}"
+            row = rows.setdefault(key, InstancesRow(name, image_id, question))
+            (row.crowds if crowd else row.objects).append(number)
+        kept = [row for row in rows.values() if row.objects]
+        if self.group == "object":
+            crowds = {(row.image_id, row.question): row.crowds for row in rows.values() if not row.objects}
+            for row in kept:
+                row.crowds = crowds.get((row.image_id, row.question), [])
+        return kept, len(rows) - len(kept)
+
+
+def _by_id(data: Mapping[str, Any], key: str, path: str | Path) -> dict[int, Mapping[str, Any]]:
+    items = data.get(key)
+    if not isinstance(items, list):
+        raise FileError(f"{path}: there is no list of {key}")
+    found: dict[int, Mapping[str, Any]] = {}
+    for position, item in enumerate(items):
+        if not isinstance(item, dict) or not isinstance(item.get("id"), int):
+            raise FileError(f"{path}: {key}, item {position} has no whole number as id")
+        if item["id"] in found:
+            raise FileError(f"{path}: {key}: id {item['id']} occurs twice")
+        found[item["id"]] = item
+    return found
+
+
+def _checked_polygon(number: int, polygon: object) -> list[float]:
+    """The polygon's numbers; pycocotools itself checks nothing."""
+    if not isinstance(polygon, list) or len(polygon) % 2:
+        raise FileError(f"polygon {number} is not a list of x, y, x, y, …")
+    if len(polygon) < 6:
+        raise FileError(f"polygon {number} needs 3 points, got {len(polygon) // 2}")
+    for value in polygon:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            raise FileError(f"polygon {number} holds something that is no finite number")
+        if abs(value) > MAX_COORDINATE:
+            raise FileError(f"polygon {number}: a coordinate is beyond ±100,000")
+    return [float(value) for value in polygon]

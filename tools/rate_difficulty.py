@@ -36,6 +36,8 @@ from pixelthink.data.rating import (
     aggregate_rating,
     rate_source,
 )
+from pixelthink.errors import UserError
+from pixelthink.files.atomic import write_atomically
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -50,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options.source.setup()
         with tqdm(total=len(options.source), unit="sample", desc="rating", file=sys.stderr) as bar:
             ratings = rate_source(options.source, client, cache, bar.update)
-    except (ArgumentError, RegistryError, ImportError, OSError, ValueError) as error:
+    except (ArgumentError, RegistryError, UserError, OSError) as error:
         print(f"error: {' '.join(str(error).split())[:500]}", file=sys.stderr)
         return 2
     if len(ratings.parts) < len(options.source):
@@ -91,9 +93,7 @@ def write(ratings: Ratings, output: str, how: Aggregate) -> None:
         {"image_id": name, "difficulty_score_model": aggregate_rating(parts, how), **parts}
         for name, parts in ratings.parts.items()
     ]
-    temporary = Path(f"{output}.tmp")
-    temporary.write_text(json.dumps(rows, ensure_ascii=False, indent=1), encoding="utf-8")
-    temporary.replace(output)
+    write_atomically(Path(output), json.dumps(rows, ensure_ascii=False, indent=1))
     values = sorted(float(row["difficulty_score_model"]) for row in rows)
     print(f"{len(rows)} samples rated, {values[0]:.2f} to {values[-1]:.2f}, median {values[len(values) // 2]:.2f}")
 

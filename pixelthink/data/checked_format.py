@@ -138,9 +138,10 @@ def row_to_sample(row: Mapping[str, Any], open_image: ImageOpener = open_rgb) ->
     stored = row["image"] or {}
     data, path = stored.get("bytes"), stored.get("path")
     size = row["width"], row["height"]
-    if data is None and path is None:
+    file = path if data is None else data
+    if file is None:
         raise FileError("there is neither an image nor a path to one")
-    image = open_image(path if data is None else data, None if data is None else f"image of {row['id']!r}", size)
+    image = open_image(file, None if data is None else f"image of {row['id']!r}", size)
     if image.size != size:
         raise FileError(f"the image is {image.width} × {image.height}, the row says {row['width']} × {row['height']}")
     meta = json.loads(row["meta"]) | {"source": row["source"]}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
+from dataclasses import KW_ONLY, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from pixelthink.errors import UserError
 from pixelthink.types import PromptBatch
 
 
+@dataclass(eq=False)
 class EpochSampler(Sampler[list[int]]):
     """Batches of indices for one process; restartable in the middle of an epoch.
 
@@ -22,7 +23,7 @@ class EpochSampler(Sampler[list[int]]):
     each, so the processes together see the batches that one process would have seen. In training the incomplete last
     batch is left out; in evaluation nothing is, and no index is repeated.
 
-    Args:
+    Attributes:
         length: Number of samples.
         batch_size: Samples per batch over all processes.
         seed: Seed of the order.
@@ -30,38 +31,32 @@ class EpochSampler(Sampler[list[int]]):
         drop_last: Leave the incomplete last batch out.
         rank: This process.
         world_size: Number of processes.
+        epoch: Number of the epoch, part of the order's seed.
+        first_batch: Where the next iteration begins.
 
     Raises:
-        UserError: the batch size does not divide among the processes, or is larger than a source without its last
-            batch.
+        UserError: the batch size does not divide among the processes, or training has not one full batch.
     """
 
-    def __init__(
-        self,
-        length: int,
-        batch_size: int,
-        *,
-        seed: int = 0,
-        shuffle: bool = False,
-        drop_last: bool = False,
-        rank: int = 0,
-        world_size: int = 1,
-    ) -> None:
-        if batch_size % world_size:
-            raise UserError(
-                f"a batch of {batch_size} prompts does not divide among {world_size} processes: set data.batch_size "
-                f"and data.eval_batch_size to multiples of {world_size}"
-            )
-        if drop_last and length < batch_size:
-            raise UserError(
-                f"data.train has {length} samples, which do not fill one batch of {batch_size}: set data.batch_size to "
-                f"at most {length}, or give data.train more samples"
-            )
-        self.length, self.batch_size = length, batch_size
-        self.seed, self.shuffle, self.drop_last = seed, shuffle, drop_last
-        self.rank, self.world_size = rank, world_size
-        self.epoch = 0
-        self.first_batch = 0
+    length: int
+    batch_size: int
+    _: KW_ONLY
+    seed: int = 0
+    shuffle: bool = False
+    drop_last: bool = False
+    rank: int = 0
+    world_size: int = 1
+    epoch: int = field(default=0, init=False)
+    first_batch: int = field(default=0, init=False)
+
+    def __post_init__(self) -> None:
+        size, processes = self.batch_size, self.world_size
+        if size % processes:
+            fix = f"set data.batch_size and data.eval_batch_size to multiples of {processes}"
+            raise UserError(f"a batch of {size} prompts does not divide among {processes} processes: {fix}")
+        if self.drop_last and self.length < size:
+            fix = f"set data.batch_size to at most {self.length}, or give data.train more samples"
+            raise UserError(f"data.train has {self.length} samples, which do not fill one batch of {size}: {fix}")
 
     def __len__(self) -> int:
         return self.length // self.batch_size if self.drop_last else -(-self.length // self.batch_size)
@@ -90,8 +85,8 @@ class EpochSampler(Sampler[list[int]]):
 class ResumableLoader:
     """Batches over an `EpochSampler`, with a position that Lightning saves and restores between two batches.
 
-    It has a `DataLoader` and is none: Lightning would take one apart to predict, and build it anew with a sampler of
-    its own. Of torchdata's `StatefulDataLoader`, the position would be that of the look-ahead, one batch too far.
+    It wraps a `DataLoader`: Lightning would take one apart to predict, and build it anew with a sampler of its own. The
+    position of torchdata's `StatefulDataLoader` would be that of the look-ahead, one batch too far.
 
     Args:
         source: Samples.

@@ -231,9 +231,9 @@ def _spread(values: Sequence[float]) -> dict[str, float]:
     """Smallest, quantiles, mean and largest; empty where there is nothing."""
     if not values:
         return {}
-    array = np.asarray(values, dtype=np.float64)
-    quantiles = {f"p{q}": float(np.percentile(array, q)) for q in (5, 25, 50, 75, 95)}
-    return {"min": float(array.min()), **quantiles, "max": float(array.max()), "mean": float(array.mean())}
+    names = {"min": 0, "p5": 5, "p25": 25, "p50": 50, "p75": 75, "p95": 95, "max": 100}
+    quantiles = np.percentile(values, list(names.values())).tolist()
+    return {**dict(zip(names, quantiles, strict=True)), "mean": float(np.mean(values))}
 
 
 def _check_plan(folder: Path, plan: dict[str, Any]) -> None:

@@ -26,7 +26,8 @@ def existing_folder(path: str | Path) -> Path:
     return folder
 
 
-def _read_bytes(path: str | Path) -> bytes:
+def read_bytes(path: str | Path) -> bytes:
+    """The content of a file; raises FileError, with the path, where it cannot be read."""
     try:
         return Path(path).read_bytes()
     except OSError as error:
@@ -39,7 +40,7 @@ def read_json(path: str | Path) -> Any:
     Raises:
         FileError: the file cannot be read or holds no JSON; one line that begins with the path.
     """
-    data = _read_bytes(path)
+    data = read_bytes(path)
     try:
         try:
             return json.loads(data.decode("utf-8-sig"))
@@ -61,7 +62,7 @@ def read_pickle(path: str | Path) -> Any:
     Raises:
         FileError: the file cannot be read, is damaged, or asks for anything but a builtin container; one line.
     """
-    data = _read_bytes(path)
+    data = read_bytes(path)
     try:
         try:
             return _DataUnpickler(io.BytesIO(data), encoding="utf-8").load()

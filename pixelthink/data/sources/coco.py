@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -19,6 +19,21 @@ from pixelthink.geometry import decode_rle, target_from_mask
 from pixelthink.types import Sample
 
 MAX_COORDINATE = 1e5
+
+
+@dataclass
+class InstancesRow:
+    """One sample: ids of the annotations of an image that its question asks for, none where there is no target.
+
+    Pixels of `crowds`, annotations of several objects at once, are ignored.
+    """
+
+    id: str
+    image_id: int
+    question: str
+    annotations: list[int] = field(default_factory=list)
+    crowds: list[int] = field(default_factory=list)
+    object_id: str | None = None
 
 
 @dataclass(frozen=True)
@@ -55,45 +70,37 @@ class Instances:
             raise FileError(f"{self.path}: annotation {annotation_id}: {error}") from None
         return mask
 
-    def sample(
-        self,
-        name: str,
-        image_id: int,
-        question: str,
-        objects: Sequence[int],
-        folder: str,
-        open_image: ImageOpener,
-    ) -> Sample:
-        """A sample that asks for annotations of an image.
-
-        Args:
-            name: The sample's id.
-            image_id: Id of the image.
-            question: What to ask.
-            objects: Ids of the annotations; none means that there is no target.
-            folder: Folder of the images.
-            open_image: Opens the image.
+    def sample(self, row: InstancesRow, folder: str, open_image: ImageOpener) -> Sample:
+        """The sample of a row; `folder` has the images.
 
         Raises:
             FileError: the image or an annotation cannot be used, or the image has another size than the file says.
         """
-        if image_id not in self.images:
-            raise FileError(f"{self.path}: there is no image {image_id}")
-        record = self.images[image_id]
+        if row.image_id not in self.images:
+            raise FileError(f"{self.path}: there is no image {row.image_id}")
+        record = self.images[row.image_id]
         file = Path(folder) / str(record.get("file_name"))
-        size = (record.get("width"), record.get("height"))
-        known = all(isinstance(side, int) for side in size)
-        image = open_image(file, size=cast("tuple[int, int]", size) if known else None)
-        if None not in size and size != image.size:
-            found = f"the image is {image.height} × {image.width}"
-            raise FileError(f"{file}: {found}, {self.path} says {size[1]} × {size[0]}")
-        masks = [self.mask(annotation, image.height, image.width) for annotation in objects]
-        empty = np.zeros((image.height, image.width), dtype=bool)
-        meta = {"file": str(file), "image_id": str(image_id), "annotations": list(objects)}
+        width, height = record.get("width"), record.get("height")
+        image = open_image(file, size=(width, height) if isinstance(width, int) and isinstance(height, int) else None)
+        if None not in (width, height) and (width, height) != image.size:
+            raise FileError(f"{file}: the image is {image.height} × {image.width}, {self.path} says {height} × {width}")
+        nothing = np.zeros((image.height, image.width), dtype=bool)
+        masks = [self.mask(annotation, *nothing.shape) for annotation in row.annotations]
+        crowds = [self.mask(annotation, *nothing.shape) for annotation in row.crowds]
+        target = np.logical_or.reduce([nothing, *masks])
+        meta = {"file": str(file), "image_id": str(row.image_id), "annotations": list(row.annotations)}
         if licence := self.licences.get(record.get("license", -1), {}).get("name"):
             meta["licence"] = str(licence)
-        targets = tuple(target_from_mask(mask) for mask in masks)
-        return Sample(name, image, question, np.logical_or.reduce([empty, *masks]), None, targets, meta=meta)
+        return Sample(
+            id=row.id,
+            image=image,
+            question=row.question,
+            mask=target,
+            ignore=np.logical_or.reduce(crowds) & ~target if crowds else None,
+            targets=tuple(target_from_mask(mask) for mask in masks),
+            meta=meta,
+            object_id=row.object_id,
+        )
 
 
 def read_instances(path: str | Path) -> Instances:
@@ -139,17 +146,6 @@ def coco_mask(segmentation: object, height: int, width: int) -> np.ndarray:
     return np.asarray(coco.decode(coco.merge(rles)), dtype=bool)
 
 
-@dataclass
-class InstancesRow:
-    """One sample: annotations of an image that have one question; crowd regions of the question are ignored pixels."""
-
-    id: str
-    image_id: int
-    question: str
-    objects: list[int] = field(default_factory=list)
-    crowds: list[int] = field(default_factory=list)
-
-
 class COCO(RowSource[InstancesRow]):
     """Objects of an instances file, asked for by name. Crowd regions are ignored pixels, not targets.
 
@@ -187,14 +183,9 @@ class COCO(RowSource[InstancesRow]):
         return rows
 
     def make_sample(self, row: InstancesRow, open_image: ImageOpener) -> Sample:
-        data = cast("Instances", self._data)
         if not row.question.strip():
-            raise FileError(f"{data.path}: annotation {row.objects[0]} has no {self.query}")
-        sample = data.sample(row.id, row.image_id, row.question, row.objects, self.images, open_image)
-        if not row.crowds or sample.mask is None:
-            return sample
-        crowds = [data.mask(crowd, *sample.mask.shape) for crowd in row.crowds]
-        return replace(sample, ignore=np.logical_or.reduce(crowds) & ~sample.mask)
+            raise FileError(f"{self.instances}: annotation {row.annotations[0]} has no {self.query}")
+        return cast("Instances", self._data).sample(row, self.images, open_image)
 
     def _grouped(self, data: Instances) -> tuple[list[InstancesRow], int]:
         """Samples in the file's order, and how many were left out because they hold nothing but crowd regions."""
@@ -204,18 +195,17 @@ class COCO(RowSource[InstancesRow]):
             if not isinstance(image_id, int) or not isinstance(category, int):
                 raise FileError(f"{data.path}: annotation {number} has no image_id or category_id")
             named = self.query == "category"
-            question = str(
-                data.categories.get(category, {}).get("name", "") if named else annotation.get(self.caption_field, "")
-            )
+            holder, key = (data.categories.get(category, {}), "name") if named else (annotation, self.caption_field)
+            question = str(holder.get(key, ""))
             crowd = bool(annotation.get("iscrowd", 0))
             alone = self.group == "object" and not crowd
-            key = (image_id, ("object", number) if alone else question)
+            place = (image_id, ("object", number) if alone else question)
             name = str(number) if alone else f"{image_id}#{category if named else number}"
-            row = rows.setdefault(key, InstancesRow(name, image_id, question))
-            (row.crowds if crowd else row.objects).append(number)
-        kept = [row for row in rows.values() if row.objects]
+            row = rows.setdefault(place, InstancesRow(name, image_id, question))
+            (row.crowds if crowd else row.annotations).append(number)
+        kept = [row for row in rows.values() if row.annotations]
         if self.group == "object":
-            crowds = {(row.image_id, row.question): row.crowds for row in rows.values() if not row.objects}
+            crowds = {(row.image_id, row.question): row.crowds for row in rows.values() if not row.annotations}
             for row in kept:
                 row.crowds = crowds.get((row.image_id, row.question), [])
         return kept, len(rows) - len(kept)

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import os
 from collections import Counter
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ from typing import Any
 
 from pixelthink.data.base import RowSource
 from pixelthink.data.images import ImageOpener
-from pixelthink.data.reading import existing_folder
+from pixelthink.data.reading import existing_folder, read_bytes
 from pixelthink.errors import FileError, MissingFileError, UserError
 from pixelthink.files.jsonl import read_rows, row_error
 from pixelthink.types import Sample
@@ -145,31 +146,21 @@ def _csv_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     Raises:
         FileError: not UTF-8, not CSV, without the columns that are needed, or a row of another length; one line.
     """
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file, strict=True)
-        try:
-            columns = reader.fieldnames or ()
-            if missing := [name for name in ("image", "question") if name not in columns]:
-                named = ", ".join(columns) or "none"
-                raise FileError(f"{path}:1: no column {' or '.join(missing)} in the first line (there: {named:.100})")
-            for row in reader:
-                if None in row or None in row.values():
-                    raise row_error(path, reader.line_num, f"the row does not have {len(columns)} fields")
-                yield reader.line_num, row
-        except csv.Error as error:
-            raise row_error(path, reader.reader.line_num, f"not CSV: {error}") from None
-        except UnicodeDecodeError:  # text is decoded in blocks, so the line has to be looked for
-            with path.open("rb") as lines:
-                number = next(number for number, line in enumerate(lines, start=1) if not _is_utf8(line))
-            raise row_error(path, number, "not UTF-8 text") from None
-
-
-def _is_utf8(line: bytes) -> bool:
+    data = read_bytes(path)
     try:
-        line.decode("utf-8")
-    except UnicodeDecodeError:
-        return False
-    return True
+        reader = csv.DictReader(io.StringIO(data.decode("utf-8-sig"), newline=""), strict=True)
+        columns = reader.fieldnames or ()
+        if missing := [name for name in ("image", "question") if name not in columns]:
+            named = ", ".join(columns) or "none"
+            raise FileError(f"{path}:1: no column {' or '.join(missing)} in the first line (there: {named:.100})")
+        for row in reader:
+            if None in row or None in row.values():
+                raise row_error(path, reader.line_num, f"the row does not have {len(columns)} fields")
+            yield reader.line_num, row
+    except csv.Error as error:
+        raise row_error(path, reader.reader.line_num, f"not CSV: {error}") from None
+    except UnicodeDecodeError as error:
+        raise row_error(path, 1 + data.count(b"\n", 0, error.start), "not UTF-8 text") from None
 
 
 def _existing_image(path: Path) -> Path:

@@ -11,7 +11,7 @@ from pixelthink.data.base import ImageSource, SampleSource
 from pixelthink.data.difficulty import for_all
 from pixelthink.data.images import ImageOpener
 from pixelthink.data.reading import read_json
-from pixelthink.data.sources.table import open_table
+from pixelthink.data.sources.table import open_table, read_row
 from pixelthink.data.validation import check_difficulty
 from pixelthink.errors import FileError, UserError
 from pixelthink.files.jsonl import read_rows
@@ -97,7 +97,7 @@ class ReasonSegDiff(ImageSource):
 def _read_annotations(path: str) -> list[dict[str, Any]]:
     if path.endswith(".parquet"):
         table = open_table(path, "train")
-        rows: Any = [table.row(index) for index in range(len(table))]
+        rows: Any = [read_row(table, index) for index in range(len(table))]
     elif path.endswith((".jsonl", ".jsonl.gz")):
         rows = [row for _, row in read_rows(path)]
     else:

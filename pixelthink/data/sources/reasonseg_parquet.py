@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pixelthink.data.images import ImageOpener
-from pixelthink.data.sources.table import Table, TableSource, read_image
+from pixelthink.data.sources.table import TableSource, read_image, read_texts
 from pixelthink.errors import FileError
 from pixelthink.geometry import target_from_mask
 from pixelthink.types import Sample
+
+if TYPE_CHECKING:
+    import datasets
 
 
 class ReasonSegParquet(TableSource):
@@ -26,8 +29,8 @@ class ReasonSegParquet(TableSource):
     def __init__(self, path: str, split: str = "test", difficulty_file: str | None = None) -> None:
         super().__init__(path, split, difficulty_file)
 
-    def read_ids(self, table: Table) -> list[str]:
-        columns = (table.texts(name) for name in ("image_id", "ann_id", "text"))
+    def read_ids(self, table: datasets.Dataset) -> list[str]:
+        columns = (read_texts(table, name) for name in ("image_id", "ann_id", "text"))
         rows = [(f"{image}#{annotation}", text) for image, annotation, text in zip(*columns, strict=True)]
         numbers: dict[str, dict[str, int]] = {}  # the same text again has the same id, so that it is found to be double
         for name, text in rows:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -13,25 +12,14 @@ from lightning.pytorch.utilities import rank_zero_info
 from pixelthink.data.base import BadRow, RowSource
 from pixelthink.data.images import ImageOpener
 from pixelthink.data.reading import duplicates, read_json, read_pickle
-from pixelthink.data.sources.coco import Instances, read_instances
+from pixelthink.data.sources.coco import Instances, InstancesRow, read_instances
 from pixelthink.errors import FileError, UserError
 from pixelthink.types import Sample
 
 NO_TARGET = -1
 
 
-@dataclass(frozen=True)
-class ReferenceRow:
-    """One sentence about annotations of an image."""
-
-    id: str
-    image_id: int
-    question: str
-    annotations: tuple[int, ...]
-    object_id: str
-
-
-class ReferringExpressions(RowSource[ReferenceRow]):
+class ReferringExpressions(RowSource[InstancesRow]):
     """What the RefCOCO family shares: references to annotations of an instances file, each with several sentences.
 
     All sentences about the same annotations of an image, in one reference or several, ask for one object, with
@@ -73,7 +61,7 @@ class ReferringExpressions(RowSource[ReferenceRow]):
     def read_references(self, path: Path) -> Any:
         """The content of the references file."""
 
-    def read_rows(self) -> list[ReferenceRow | BadRow]:
+    def read_rows(self) -> list[InstancesRow | BadRow]:
         self._file = file = self._find_file()
         references = self.read_references(file)
         if not isinstance(references, list):
@@ -93,13 +81,11 @@ class ReferringExpressions(RowSource[ReferenceRow]):
         rank_zero_info(f"{file}: split {self.split}: {len(rows)} samples, one per {one}, of {len(mine)} references")
         return rows
 
-    def make_sample(self, row: ReferenceRow, open_image: ImageOpener) -> Sample:
-        instances = cast("Instances", self._instances)
+    def make_sample(self, row: InstancesRow, open_image: ImageOpener) -> Sample:
         try:
-            sample = instances.sample(row.id, row.image_id, row.question, row.annotations, self.images, open_image)
+            return cast("Instances", self._instances).sample(row, self.images, open_image)
         except ValueError as error:
             raise FileError(f"{self._file}: {row.id}: {error}") from None
-        return replace(sample, object_id=row.object_id)
 
     def _find_file(self) -> Path:
         """The references file."""
@@ -112,7 +98,7 @@ class ReferringExpressions(RowSource[ReferenceRow]):
             raise FileError(f"{root}: expected one {self.pattern.format('…')}, found {names}; set split_by")
         return found[0]
 
-    def _read_reference(self, reference: Mapping[str, Any], position: int) -> list[ReferenceRow | BadRow]:
+    def _read_reference(self, reference: Mapping[str, Any], position: int) -> list[InstancesRow | BadRow]:
         name = str(reference.get("ref_id", f"item {position}"))
         try:
             annotations = _annotation_ids(reference.get("ann_id"))
@@ -125,11 +111,11 @@ class ReferringExpressions(RowSource[ReferenceRow]):
             return [self._bad(name, "no sentences")]
         object_id = f"{image_id}#" + ("+".join(str(one) for one in sorted(annotations)) or f"none#{name}")
         named = {name: sentences[0]} if self.count == "object" else {f"{name}#{n}": s for n, s in enumerate(sentences)}
-        rows: list[ReferenceRow | BadRow] = []
+        rows: list[InstancesRow | BadRow] = []
         for row_id, sentence in named.items():
             text = sentence.get("sent") if isinstance(sentence, Mapping) else None
             if isinstance(text, str) and text.strip():
-                rows.append(ReferenceRow(row_id, image_id, text, annotations, object_id))
+                rows.append(InstancesRow(row_id, image_id, text, annotations, object_id=object_id))
             else:
                 rows.append(self._bad(row_id, "the sentence is empty"))
         return rows
@@ -159,13 +145,13 @@ class GRefCOCO(ReferringExpressions):
         return read_json(path)
 
 
-def _annotation_ids(value: object) -> tuple[int, ...]:
+def _annotation_ids(value: object) -> list[int]:
     """Annotation ids of a reference: one, several, or none, written −1."""
     ids: list[Any] = list(value) if isinstance(value, list | tuple) else [value]
     if not ids or any(isinstance(i, bool) or not isinstance(i, int) for i in ids):
         raise FileError("ann_id is no whole number and no list of them")
     if NO_TARGET in ids and len(ids) > 1:
-        raise FileError(f"ann_id holds −1, that is no target, beside others: {list(ids)}")
+        raise FileError(f"ann_id holds −1, that is no target, beside others: {ids}")
     if len(set(ids)) < len(ids):
-        raise FileError(f"ann_id names an annotation twice: {list(ids)}")
-    return () if NO_TARGET in ids else tuple(ids)
+        raise FileError(f"ann_id names an annotation twice: {ids}")
+    return [] if NO_TARGET in ids else ids

@@ -9,7 +9,7 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
@@ -29,34 +29,8 @@ if TYPE_CHECKING:
 SPLITS = ("train", "val", "validation", "test")
 
 
-class Table:
-    """Rows of a table, read as they are asked for.
-
-    Args:
-        data: The rows.
-        name: What errors call the table.
-    """
-
-    def __init__(self, data: datasets.Dataset, name: str) -> None:
-        self._rows = data.with_format("arrow")
-        self.name = name
-        self.columns: tuple[str, ...] = tuple(data.column_names)
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def row(self, index: int) -> dict[str, Any]:
-        """Row `index` as plain values; a list of lists of booleans, that is a mask, is a bool array (H, W)."""
-        table = self._rows[index : index + 1]
-        return {name: _plain(table.column(name).chunk(0)) for name in table.column_names}
-
-    def texts(self, column: str) -> list[str]:
-        """One column as text."""
-        return [str(value) for value in self._rows.select_columns([column])[:].column(0).to_pylist()]
-
-
-def open_table(path: str, split: str) -> Table:
-    """Opens a table.
+def open_table(path: str, split: str) -> datasets.Dataset:
+    """Opens a table; its rows come in Arrow format, see `read_row`.
 
     Args:
         path: A `.parquet` or `.arrow` file, a folder of them (of the split's, where their names say so), a folder
@@ -71,21 +45,33 @@ def open_table(path: str, split: str) -> Table:
     local = Path(path)
     try:
         if (local / "dataset_dict.json").is_file():
-            return Table(datasets.DatasetDict.load_from_disk(path)[split], path)
-        if (local / "state.json").is_file():
-            return Table(datasets.Dataset.load_from_disk(path), path)
-        if not local.exists():
-            if path.count("/") != 1 or path.startswith((".", "/", "~")):
-                raise FileError("there is no such file or folder")
-            return Table(datasets.load_dataset(path, split=split), path)
-        files = [local] if local.is_file() else _files_of(local, split)
-        builder = "arrow" if files[0].suffix == ".arrow" else "parquet"
-        names = [str(file) for file in files]
-        return Table(datasets.load_dataset(builder, data_files=names, split="train"), path)
+            table = datasets.DatasetDict.load_from_disk(path)[split]
+        elif (local / "state.json").is_file():
+            table = datasets.Dataset.load_from_disk(path)
+        elif local.exists():
+            files = [str(file) for file in ([local] if local.is_file() else _files_of(local, split))]
+            builder = "arrow" if files[0].endswith(".arrow") else "parquet"
+            table = datasets.load_dataset(builder, data_files=files, split="train")
+        elif path.count("/") == 1 and not path.startswith((".", "/", "~")):
+            table = datasets.load_dataset(path, split=split)
+        else:
+            raise FileError("there is no such file or folder")
+        return table.with_format("arrow")
     except Exception as error:  # the layers below raise many kinds
         cause = error.__cause__ if type(error).__name__ == "DatasetGenerationError" and error.__cause__ else error
         reason = " ".join(str(cause).split())[:200] or type(cause).__name__
         raise FileError(f"{path}: cannot be read as a table: {reason}") from None
+
+
+def read_row(table: datasets.Dataset, index: int) -> dict[str, Any]:
+    """Row `index` as plain values; a list of lists of booleans, that is a mask, is a bool array (H, W)."""
+    row = table[index : index + 1]
+    return {name: _plain(row.column(name).chunk(0)) for name in row.column_names}
+
+
+def read_texts(table: datasets.Dataset, column: str) -> list[str]:
+    """One column as text."""
+    return [str(value) for value in table.select_columns([column])[:].column(0).to_pylist()]
 
 
 def read_image(value: Any, owner: str, open_image: ImageOpener, size: Size | None = None) -> Image.Image:
@@ -126,11 +112,11 @@ class TableSource(RowSource[TableRow]):
         self.path = path
         self.split = split
         self.difficulty_file = difficulty_file
-        self._table: Table | None = None
+        self._table: datasets.Dataset | None = None
         self._difficulties: dict[str, float] = {}
 
     @abstractmethod
-    def read_ids(self, table: Table) -> list[str]:
+    def read_ids(self, table: datasets.Dataset) -> list[str]:
         """The samples' ids, in order."""
 
     @abstractmethod
@@ -139,23 +125,23 @@ class TableSource(RowSource[TableRow]):
 
     def read_rows(self) -> Sequence[TableRow | BadRow]:
         table = open_table(self.path, self.split)
-        if missing := [name for name in self.columns if name not in table.columns]:
-            raise FileError(f"{table.name}: no column {', '.join(missing)}; there are {', '.join(table.columns)}")
+        if missing := [name for name in self.columns if name not in table.column_names]:
+            raise FileError(f"{self.path}: no column {', '.join(missing)}; there are {', '.join(table.column_names)}")
         ids = self.read_ids(table)
         self._difficulties = difficulties_for(self.difficulty_file, ids)
         self._table = table
         rows: list[TableRow | BadRow] = [TableRow(name, index) for index, name in enumerate(ids)]
         for index, first in duplicates(ids).items():
-            error = row_error(table.name, index, f"id {ids[index]!r} occurs already in row {first}")
+            error = row_error(self.path, index, f"id {ids[index]!r} occurs already in row {first}")
             rows[index] = BadRow(ids[index], str(error))
         return rows
 
     def make_sample(self, row: TableRow, open_image: ImageOpener) -> Sample:
-        table = cast("Table", self._table)
         try:
-            return self.read_sample(table.row(row.index), row.id, self._difficulties.get(row.id), open_image)
+            values = read_row(self._table, row.index)
+            return self.read_sample(values, row.id, self._difficulties.get(row.id), open_image)
         except ValueError as error:
-            raise row_error(table.name, row.index, error) from None
+            raise row_error(self.path, row.index, error) from None
 
 
 def _files_of(folder: Path, split: str) -> list[Path]:

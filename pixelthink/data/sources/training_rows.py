@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pixelthink.data.images import ImageOpener
 from pixelthink.data.solution import parse_objects_solution, parse_solution
-from pixelthink.data.sources.table import Table, TableSource, read_image
+from pixelthink.data.sources.table import TableSource, read_image, read_texts
 from pixelthink.errors import FileError
 from pixelthink.geometry import CoordinateFrame, Target, clip_target
 from pixelthink.types import Sample
+
+if TYPE_CHECKING:
+    import datasets
 
 BORDER = 1.0
 """How far a target may lie beyond the image's last pixel: published boxes end at 840 where pixels end at 839."""
@@ -47,8 +50,8 @@ class TrainingRows(TableSource):
     def read_solution(self, text: str) -> tuple[Target, ...]:
         """The targets of a solution, in its own pixels; ValueError where it is none."""
 
-    def read_ids(self, table: Table) -> list[str]:
-        return table.texts("id")
+    def read_ids(self, table: datasets.Dataset) -> list[str]:
+        return read_texts(table, "id")
 
     def read_sample(self, row: dict[str, Any], name: str, difficulty: float | None, open_image: ImageOpener) -> Sample:
         for column in ("problem", "solution"):

@@ -36,7 +36,6 @@ from pixelthink.data.rating import (
     aggregate_rating,
     rate_source,
 )
-from pixelthink.errors import UserError
 from pixelthink.files.atomic import write_atomically
 
 
@@ -52,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options.source.setup()
         with tqdm(total=len(options.source), unit="sample", desc="rating", file=sys.stderr) as bar:
             ratings = rate_source(options.source, client, cache, bar.update)
-    except (ArgumentError, RegistryError, UserError, OSError) as error:
+    except (ArgumentError, RegistryError, OSError, ValueError) as error:
         print(f"error: {' '.join(str(error).split())[:500]}", file=sys.stderr)
         return 2
     if len(ratings.parts) < len(options.source):

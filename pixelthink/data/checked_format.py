@@ -85,8 +85,8 @@ def sample_to_row(
 
     Args:
         sample: What to write.
-        source: Name of where it came from.
-        images: "bytes" puts the image into the row; "path" only says where it lies.
+        source: Name of its source.
+        images: "bytes" puts the image into the row, "path" points to it.
         licence: Licence of a sample without one of its own.
 
     Raises:
@@ -133,7 +133,7 @@ def row_to_sample(row: Mapping[str, Any], open_image: ImageOpener = open_rgb) ->
     """The sample of a row; its image is opened by `open_image`.
 
     Raises:
-        ValueError: an image or a mask that cannot be read, or that has another size than the row says.
+        ValueError: an image or a mask that cannot be read, or an image of another size than the row says.
     """
     stored = row["image"] or {}
     data, path = stored.get("bytes"), stored.get("path")

@@ -1,4 +1,4 @@
-"""A picture of many samples, for a person to look at before anything is trained on them."""
+"""A picture of many samples, to be looked at before training on them."""
 
 from __future__ import annotations
 

@@ -18,10 +18,7 @@ Entry = TypeVar("Entry")
 
 
 def read_difficulties(path: str | Path) -> dict[str, float]:
-    """Difficulties in the released format: a JSON list of `{"image_id": …, "difficulty_score_model": …}`.
-
-    Returns:
-        Difficulty, 1 to 10, by image id.
+    """Difficulties, 1 to 10, by image id from a JSON list of `{"image_id": …, "difficulty_score_model": …}`.
 
     Raises:
         UserError: not such a list, an id twice, or a value outside 1…10; names the file, the id and the value.

@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -83,39 +84,16 @@ def prepare(
         "rows_per_part": options.rows_per_part,
     }
     _check_plan(folder, plan)
-    parts = [
-        _Part(folder, number, range(start, min(start + options.rows_per_part, len(source))), plan)
-        for number, start in enumerate(range(0, len(source), options.rows_per_part))
-    ]
-    waiting = [part for part in parts if not (part.note.is_file() and part.file.is_file())]
-    for part in parts:
-        if part not in waiting:
-            progress(len(part.rows))
-    workers = options.workers if options.workers > 1 and len(waiting) > 1 else 0
-    for done in DataLoader(_Conversion(source, waiting), batch_size=None, num_workers=min(workers, len(waiting))):
+    conversion = _Conversion(source, folder, plan)
+    waiting = [number for number in range(len(conversion)) if not conversion.is_done(number)]
+    for number in set(range(len(conversion))) - set(waiting):
+        progress(len(conversion.indices(number)))
+    workers = min(options.workers, len(waiting)) if options.workers > 1 and len(waiting) > 1 else 0
+    for done in DataLoader(conversion, sampler=waiting, batch_size=None, num_workers=workers):
         if isinstance(done, Exception):
             raise done
         progress(done)
-    return _finish(folder, parts, plan)
-
-
-@dataclass(frozen=True)
-class _Part:
-    """One part of the data set: its number, and the indices of its samples."""
-
-    folder: Path
-    number: int
-    rows: range
-    plan: dict[str, Any]
-
-    @property
-    def file(self) -> Path:
-        return self.folder / f"part-{self.number:05d}.parquet"
-
-    @property
-    def note(self) -> Path:
-        """What was learned of the part's samples; written last, so it says that the part is complete."""
-        return self.folder / PROGRESS / f"part-{self.number:05d}.json"
+    return conversion.finish()
 
 
 class _Conversion(Dataset[int | Exception]):
@@ -124,38 +102,92 @@ class _Conversion(Dataset[int | Exception]):
     An item is the number of samples looked at, or the error of a file that cannot be written.
     """
 
-    def __init__(self, source: SampleSource, parts: Sequence[_Part]) -> None:
+    def __init__(self, source: SampleSource, folder: Path, plan: dict[str, Any]) -> None:
         self.source = source
-        self.parts = parts
+        self.folder = folder
+        self.plan = plan
 
     def __len__(self) -> int:
-        return len(self.parts)
+        return -(-self.plan["samples"] // self.plan["rows_per_part"])
 
-    def __getitem__(self, index: int) -> int | Exception:
-        part = self.parts[index]
+    def file(self, number: int) -> Path:
+        return self.folder / f"part-{number:05d}.parquet"
+
+    def note(self, number: int) -> Path:
+        """What was learned of the part's samples; written last, so it says that the part is complete."""
+        return self.folder / PROGRESS / f"part-{number:05d}.json"
+
+    def is_done(self, number: int) -> bool:
+        return self.note(number).is_file() and self.file(number).is_file()
+
+    def indices(self, number: int) -> range:
+        """The samples of a part."""
+        start = number * self.plan["rows_per_part"]
+        return range(start, min(start + self.plan["rows_per_part"], self.plan["samples"]))
+
+    def __getitem__(self, number: int) -> int | Exception:
         measures: list[dict[str, Any]] = []
         rejected: list[dict[str, Any]] = []
         try:
-            write_part(part.file, self._rows(part, measures, rejected))
-            _write_json(part.note, {"rows": measures, "rejected": rejected})
+            write_part(self.file(number), self._rows(number, measures, rejected))
+            _write_json(self.note(number), {"rows": measures, "rejected": rejected})
         except OSError as error:
             return error
-        return len(part.rows)
+        return len(self.indices(number))
 
     def _rows(
-        self, part: _Part, measures: list[dict[str, Any]], rejected: list[dict[str, Any]]
+        self, number: int, measures: list[dict[str, Any]], rejected: list[dict[str, Any]]
     ) -> Iterator[dict[str, Any]]:
         """The rows of the samples that can be used; fills the two lists on the way."""
-        plan = part.plan
-        for index in part.rows:
+        for index in self.indices(number):
             try:
                 sample = self.source[index]
-                row = sample_to_row(sample, plan["source"], plan["images"], plan["licence"])
+                row = sample_to_row(sample, self.plan["source"], self.plan["images"], self.plan["licence"])
             except ValueError as error:
                 rejected.append({"index": index, "reason": " ".join(str(error).split())})
                 continue
             measures.append({"index": index} | measure(sample))
             yield row
+
+    def finish(self) -> dict[str, Any]:
+        """Rejects duplicate ids, then writes the manifest, the rejected rows and the summary."""
+        first: dict[str, int] = {}
+        measures: list[dict[str, Any]] = []
+        rejected: list[dict[str, Any]] = []
+        parts = []
+        for number in range(len(self)):
+            note = read_json(self.note(number))
+            keep = [first.setdefault(row["id"], row["index"]) == row["index"] for row in note["rows"]]
+            if not all(keep):
+                note = self._drop_duplicates(number, note, keep, first)
+            measures += note["rows"]
+            rejected += note["rejected"]
+            parts.append({"file": self.file(number).name, "rows": len(note["rows"])})
+        write_rows_atomically(self.folder / REJECTED, rejected)
+        summary = summarise(measures, rejected)
+        _write_json(self.folder / SUMMARY, summary)
+        _write_json(self.folder / MANIFEST, {"format": FORMAT, **self.plan, "parts": parts})
+        return summary
+
+    def _drop_duplicates(
+        self, number: int, note: dict[str, Any], keep: list[bool], first: dict[str, int]
+    ) -> dict[str, Any]:
+        """Writes a part anew with the rows to keep; returns its new note."""
+        import pyarrow.parquet as pq
+
+        file = pq.ParquetFile(self.file(number))
+        self.note(number).unlink()  # a run that is interrupted here has the part converted again
+        rows = (row for group in range(file.num_row_groups) for row in file.read_row_group(group).to_pylist())
+        write_part(self.file(number), compress(rows, keep))
+        dropped = [
+            {"index": row["index"], "reason": f"id {row['id']!r} occurs already in sample {first[row['id']]}"}
+            for row, kept in zip(note["rows"], keep, strict=True)
+            if not kept
+        ]
+        rejected = sorted(note["rejected"] + dropped, key=lambda row: row["index"])
+        new = {"rows": list(compress(note["rows"], keep)), "rejected": rejected}
+        _write_json(self.note(number), new)
+        return new
 
 
 def measure(sample: Sample) -> dict[str, Any]:
@@ -168,46 +200,6 @@ def measure(sample: Sample) -> dict[str, Any]:
         "targets": len(sample.targets),
         "unknown": sample.mask is None and not sample.targets,
     }
-
-
-def _finish(folder: Path, parts: Sequence[_Part], plan: dict[str, Any]) -> dict[str, Any]:
-    """Rejects duplicate ids, then writes the manifest, the rejected rows and the summary."""
-    first: dict[str, int] = {}
-    measures: list[dict[str, Any]] = []
-    rejected: list[dict[str, Any]] = []
-    listed = []
-    for part in parts:
-        note = read_json(part.note)
-        keep = [first.setdefault(row["id"], row["index"]) == row["index"] for row in note["rows"]]
-        if not all(keep):
-            note = _drop_duplicates(part, note, keep, first)
-        measures += note["rows"]
-        rejected += note["rejected"]
-        listed.append({"file": part.file.name, "rows": len(note["rows"])})
-    write_rows_atomically(folder / REJECTED, rejected)
-    summary = summarise(measures, rejected)
-    _write_json(folder / SUMMARY, summary)
-    _write_json(folder / MANIFEST, {"format": FORMAT, **plan, "parts": listed})
-    return summary
-
-
-def _drop_duplicates(part: _Part, note: dict[str, Any], keep: list[bool], first: dict[str, int]) -> dict[str, Any]:
-    """Writes a part anew with the rows to keep; returns its new note."""
-    import pyarrow.parquet as pq
-
-    file = pq.ParquetFile(part.file)
-    part.note.unlink()  # a run that is interrupted here has the part converted again
-    rows = (row for group in range(file.num_row_groups) for row in file.read_row_group(group).to_pylist())
-    write_part(part.file, (row for row, kept in zip(rows, keep, strict=True) if kept))
-    dropped = [
-        {"index": row["index"], "reason": f"id {row['id']!r} occurs already in sample {first[row['id']]}"}
-        for row, kept in zip(note["rows"], keep, strict=True)
-        if not kept
-    ]
-    rejected = sorted(note["rejected"] + dropped, key=lambda row: row["index"])
-    new = {"rows": [row for row, kept in zip(note["rows"], keep, strict=True) if kept], "rejected": rejected}
-    _write_json(part.note, new)
-    return new
 
 
 def summarise(measures: Sequence[dict[str, Any]], rejected: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -46,9 +46,7 @@ _INSTRUCTIONS = (
 def rating_messages(sample: Sample, image_side: int = 1024) -> list[dict[str, Any]]:
     """Chat messages in the OpenAI format: the image, the question, and the mask's proportion and position in words.
 
-    Args:
-        sample: What to rate.
-        image_side: Longer images are shrunk to this side.
+    The longer side of the image is shrunk to `image_side` pixels.
     """
     text = f"Question: {sample.question}\n{describe_mask(sample)}"
     image = sample.image.copy()
@@ -126,11 +124,7 @@ class RatingClient(ChatClient):
 
 
 class RatingCache(AnswerCache[dict[str, float]]):
-    """Ratings by question, on disk.
-
-    Args:
-        path: The file.
-    """
+    """Ratings by question, in the file `path`."""
 
     def __init__(self, path: str | Path) -> None:
         super().__init__(path, "rating", parse_rating)
@@ -156,13 +150,8 @@ def rate_source(
 ) -> Ratings:
     """Rates every sample of a source that the cache does not know, `client.options.concurrency` at a time.
 
-    Where the server cannot be reached or refuses, no further sample is begun.
-
-    Args:
-        source: The samples, set up.
-        client: Asks the server.
-        cache: Ratings that are known already; new ones are added.
-        progress: Called with 1 after each sample.
+    The source is set up. New ratings go into the cache, and `progress` is called with 1 after each sample. Where the
+    server cannot be reached or refuses, no further sample is begun.
     """
     ratings = Ratings()
     reading = threading.Lock()  # sources are not made for several threads

@@ -29,7 +29,7 @@ def rasterize(annotation: Mapping[str, Any], height: int, width: int) -> tuple[n
         `(target, ignore)`, each bool (height, width), disjoint.
 
     Raises:
-        ValueError: shapes that are not of this form, or a polygon with fewer than 3 points (a skipped shape may have
+        FileError: shapes that are not of this form, or a polygon with fewer than 3 points (a skipped shape may have
             any). One line that names the shape.
     """
     shapes = annotation.get("shapes")
@@ -58,7 +58,7 @@ def read_points(value: object) -> np.ndarray:
     """The points of a shape, float (N, 2).
 
     Raises:
-        ValueError: not a list of [x, y], or a coordinate that is not finite or beyond ±1,000,000.
+        FileError: not a list of [x, y], or a coordinate that is not finite or beyond ±1,000,000.
     """
     try:
         points = np.array(value, dtype=np.float64)

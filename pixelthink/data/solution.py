@@ -24,8 +24,8 @@ def parse_solution(text: str) -> Target:
     match = _SOLUTION.fullmatch(text)
     if match is None:
         raise UserError("solution is not <box>(x1,y1),(x2,y2)</box><points>(x,y),(x,y)</points>")
-    x1, y1, x2, y2, *points = (float(number) for number in match.groups())
-    return _target((x1, y1, x2, y2), ((points[0], points[1]), (points[2], points[3])))
+    numbers = [float(number) for number in match.groups()]
+    return _target(numbers[:4], numbers[4:])
 
 
 def parse_objects_solution(text: str) -> tuple[Target, ...]:
@@ -45,9 +45,7 @@ def parse_objects_solution(text: str) -> tuple[Target, ...]:
     targets = []
     for number, item in enumerate(items, start=1):
         try:
-            x1, y1, x2, y2 = _numbers(item, "bbox_2d", 4)
-            x, y = _numbers(item, "point_2d", 2)
-            targets.append(_target((x1, y1, x2, y2), ((x, y), (x, y))))
+            targets.append(_target(_numbers(item, "bbox_2d", 4), _numbers(item, "point_2d", 2) * 2))
         except ValueError as error:
             raise UserError(f"solution, object {number}: {error}") from None
     return tuple(targets)
@@ -62,9 +60,10 @@ def _numbers(item: Any, key: str, length: int) -> list[float]:
     return [float(v) for v in value]
 
 
-def _target(box: tuple[float, float, float, float], points: tuple[tuple[float, float], tuple[float, float]]) -> Target:
-    if not all(math.isfinite(v) for v in (*box, *points[0], *points[1])):
+def _target(box: list[float], points: list[float]) -> Target:
+    (x1, y1, x2, y2), (ax, ay, bx, by) = box, points
+    if not all(math.isfinite(v) for v in (*box, *points)):
         raise UserError("solution holds a number that is not finite")
-    if box[2] < box[0] or box[3] < box[1]:
-        raise UserError(f"solution's box {box} is inside out")
-    return Target(box, points)
+    if x2 < x1 or y2 < y1:
+        raise UserError(f"solution's box {(x1, y1, x2, y2)} is inside out")
+    return Target((x1, y1, x2, y2), ((ax, ay), (bx, by)))

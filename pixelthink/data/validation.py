@@ -1,4 +1,4 @@
-"""What every sample must fulfil before it meets a model, whatever its source; and one target for each object."""
+"""Checks of samples from any source: mask, targets and difficulty fit the image, and an object has one target."""
 
 from __future__ import annotations
 
@@ -17,12 +17,8 @@ MIN_DIFFICULTY, MAX_DIFFICULTY = 1.0, 10.0
 def check_difficulty(value: object, owner: str) -> float:
     """A difficulty as a float.
 
-    Args:
-        value: What a file or a source says it is.
-        owner: Whose difficulty it is, for the message.
-
     Raises:
-        UserError: not a number from 1 to 10; names `owner` and the value.
+        UserError: not a number from 1 to 10; names `owner`, the sample or file it belongs to, and the value.
     """
     number = float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else float("nan")
     if not MIN_DIFFICULTY <= number <= MAX_DIFFICULTY:
@@ -31,10 +27,7 @@ def check_difficulty(value: object, owner: str) -> float:
 
 
 def check_sample(sample: Sample) -> Sample:
-    """Returns the sample if it can be used.
-
-    Args:
-        sample: Any sample. Without mask and targets it is one whose truth is unknown, which is fine.
+    """Returns the sample if it can be used; without mask and targets its truth is unknown, which is fine.
 
     Raises:
         UserError: one line that names the sample's id: an empty question, a mask or ignore region that is not bool of
@@ -95,13 +88,7 @@ class ObjectTargets:
         return sample
 
     def add_mask(self, name: str, owner: str, mask: np.ndarray) -> None:
-        """Adds the target of an object; raises as `add`.
-
-        Args:
-            name: What errors call the object; equal for equal objects only.
-            owner: What errors call the sample.
-            mask: bool (H, W).
-        """
+        """Adds a target mask, bool (H, W), of object `name`; errors call its sample `owner`. Raises as `add`."""
         content = hashlib.blake2b(repr(mask.shape).encode() + np.packbits(mask).tobytes(), digest_size=16)
         self.merge({name: (owner, content.digest())})
 

@@ -1,4 +1,4 @@
-"""The checked format: nothing is lost on the way, nothing is dropped unsaid, and an interrupted conversion goes on."""
+"""The checked format: nothing is lost on the way, every rejection is listed, and an interrupted conversion goes on."""
 
 from __future__ import annotations
 

@@ -363,7 +363,7 @@ def test_sentences_about_the_same_annotations_ask_for_one_object(tmp_path: Path)
     assert found == ["0#0+1", "0#0+1", "0#1", "0#none#5", "0#none#5", "0#none#6"]
 
 
-def test_a_lost_image_leaves_its_object_known(tmp_path: Path) -> None:
+def test_a_missing_image_leaves_its_object_known(tmp_path: Path) -> None:
     instances(tmp_path, [LEFT], [RIGHT])
     (tmp_path / "refs(unc).p").write_bytes(pickle.dumps([reference(5, 1, "right dog", "dog on the right")]))
     corners = [[1, 1], [20, 1], [20, 20]]
@@ -376,9 +376,9 @@ def test_a_lost_image_leaves_its_object_known(tmp_path: Path) -> None:
     seen = [mixed[index] for index in range(12)]
     for name in ("one.jpg", "texts/x.jpg"):
         (tmp_path / name).unlink()
-    lost = [EvaluationDataset(mixed)[index] for index in range(12)]
-    assert [s.object_id for s in lost] == [s.object_id for s in seen]
-    assert {s.object_id for s in lost if s.missing} == {"m/r/0#1", "m/t/x"}
+    missing = [EvaluationDataset(mixed)[index] for index in range(12)]
+    assert [s.object_id for s in missing] == [s.object_id for s in seen]
+    assert {s.object_id for s in missing if s.missing} == {"m/r/0#1", "m/t/x"}
     assert {s.id: s.object_id for s in seen}["s/shapes-train-0-1~2"] == "s/shapes-train-0-1"  # asked a second time
 
 
@@ -392,13 +392,13 @@ class Strangers(ImageSource):
         return Sample("xy"[index], open_image("/nowhere.jpg"), f"question {index}", object_id="o")
 
 
-def test_a_source_that_says_nothing_of_lost_images_keeps_names_and_objects() -> None:
+def test_a_source_that_says_nothing_of_missing_images_keeps_names_and_objects() -> None:
     """It has neither `ids` nor anything else that does without images."""
-    lost = MissingImage("image_missing", "/nowhere.jpg: there is no such image")
+    missing = MissingImage("image_missing", "/nowhere.jpg: there is no such image")
     for source, prefix in ((Strangers(), ""), (Mixture({"m": Strangers()}), "m/")):
         found = [EvaluationDataset(opened(source))[index] for index in range(2)]
         assert {(s.id, s.question) for s in found} == {(f"{prefix}x", "question 0"), (f"{prefix}y", "question 1")}
-        assert [(s.object_id, s.missing) for s in found] == [(f"{prefix}o", lost)] * 2
+        assert [(s.object_id, s.missing) for s in found] == [(f"{prefix}o", missing)] * 2
 
 
 class Refusing(Strangers):

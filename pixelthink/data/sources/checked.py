@@ -90,7 +90,13 @@ class Checked(ImageSource):
         import pyarrow.parquet as pq
 
         len(self)
-        return [name for part in self._parts for name in pq.read_table(part, columns=["id"])["id"].to_pylist()]
+        names: list[str] = []
+        for part in self._parts:
+            try:
+                names += pq.read_table(part, columns=["id"])["id"].to_pylist()
+            except (ValueError, KeyError, OSError) as error:
+                raise FileError(f"{part}: not a part of the checked format: {' '.join(str(error).split())}") from None
+        return names
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_open": None, "_group": None}

@@ -118,19 +118,13 @@ def read_instances(path: str | Path) -> Instances:
 
 
 def coco_mask(segmentation: object, height: int, width: int) -> np.ndarray:
-    """Mask of a COCO segmentation, rasterised as pycocotools does.
+    """Mask of a COCO segmentation, bool (height, width), rasterised as pycocotools does.
 
-    Args:
-        segmentation: A list of polygons `[x1, y1, x2, y2, …]`, of which a pixel needs to be in one, or RLE with counts
-            as a list, str or bytes. Polygons may reach beyond the image.
-        height: Height of the image.
-        width: Width of the image.
-
-    Returns:
-        bool (height, width).
+    A segmentation is a list of polygons `[x1, y1, x2, y2, …]`, of which a pixel needs to be in one, or RLE with counts
+    as a list, str or bytes. Polygons may reach beyond the image.
 
     Raises:
-        ValueError: neither, a polygon of fewer than 3 points, or RLE of another size.
+        FileError: neither, a polygon of fewer than 3 points, or RLE of another size.
     """
     from pycocotools import mask as coco
 

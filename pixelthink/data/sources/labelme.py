@@ -96,19 +96,13 @@ class LabelMe(RowSource[LabelMeRow]):
 
 
 def shape_mask(shape: Mapping[str, Any], height: int, width: int) -> np.ndarray:
-    """Mask of a labelme shape, rasterised as labelme does: outline plus filling.
+    """Mask of a labelme shape, bool (height, width), rasterised as labelme does: outline plus filling.
 
-    Args:
-        shape: `{shape_type, points}` with type "polygon", "rectangle" or "circle" (centre, a point on it), or "mask"
-            (two corners, and the pixels between them as a PNG in base64).
-        height: Height of the image.
-        width: Width of the image.
-
-    Returns:
-        bool (height, width); parts beyond the image are cut off.
+    A shape is `{shape_type, points}` with type "polygon", "rectangle" or "circle" (centre, a point on it), or "mask"
+    (two corners, and the pixels between them as a PNG in base64). Parts beyond the image are cut off.
 
     Raises:
-        ValueError: a type without an area, or points that are not of its form.
+        FileError: a type without an area, or points that are not of its form.
     """
     kind = shape.get("shape_type") or "polygon"
     points = [(float(x), float(y)) for x, y in read_points(shape.get("points"))]

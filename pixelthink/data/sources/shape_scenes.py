@@ -70,11 +70,6 @@ class SceneObject:
         return self.column * CELL + CELL // 2, self.row * CELL + CELL // 2
 
     @property
-    def name(self) -> str:
-        """Colour and shape, e.g. "red circle"."""
-        return f"{self.color} {self.shape}"
-
-    @property
     def cell(self) -> str:
         """Where it is, as on a chess board: column a to d from the left, row 1 to 4 from the top."""
         return f"{'abcd'[self.column]}{self.row + 1}"
@@ -184,8 +179,9 @@ def _relation(objects: tuple[SceneObject, ...], rng: np.random.Generator) -> Sce
     if not options:
         return None
     anchor, word, target = options[int(rng.integers(len(options)))]
-    steps = f" {objects[anchor].sighting}. {word} {objects[target].cell}."
-    return SceneQuery(f"the shape {word} the {objects[anchor].name}", "hard", target, 2, steps)
+    known = objects[anchor]
+    steps = f" {known.sighting}. {word} {objects[target].cell}."
+    return SceneQuery(f"the shape {word} the {known.color} {known.shape}", "hard", target, 2, steps)
 
 
 def _trail(objects: tuple[SceneObject, ...], rng: np.random.Generator) -> SceneQuery:

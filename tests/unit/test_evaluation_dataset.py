@@ -1,4 +1,4 @@
-"""What evaluation knows of a sample whose image is gone or damaged, source by source; and what still stops it."""
+"""What evaluation knows of a sample with a missing or damaged image, source by source; and what still stops it."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_an_image_of_unknown_size_leaves_question_and_difficulty(reasonseg: Path
     assert found.missing.reason == f"{file}: {reasons.get(damage, 'not a readable image: of no known format')}"
 
 
-def test_annotations_that_say_the_size_keep_the_target_of_a_lost_image(tmp_path: Path) -> None:
+def test_annotations_that_say_the_size_keep_the_target_of_a_missing_image(tmp_path: Path) -> None:
     photo(tmp_path / "x.jpg")
     polygon = [value for corner in CORNERS for value in corner]
     data = {

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Generic, Protocol, TypeVar
 
+from pixelthink.data.difficulty import difficulties_for
 from pixelthink.data.images import ImageOpener, open_rgb
 from pixelthink.errors import FileError
 from pixelthink.types import Sample
@@ -78,7 +79,11 @@ Row = TypeVar("Row", bound=_HasId)
 class RowSource(ImageSource, Generic[Row]):
     """A source that reads a row for each sample in `setup`, and opens the images one by one as they are asked for."""
 
+    difficulty_file: str | None = None
+    """JSON list of `{"image_id": id, "difficulty_score_model": 1…10}`; with it each sample needs a difficulty."""
+
     _rows: Sequence[Row | BadRow] | None = None
+    _difficulties: Mapping[str, float]
 
     @abstractmethod
     def read_rows(self) -> Sequence[Row | BadRow]:
@@ -93,9 +98,12 @@ class RowSource(ImageSource, Generic[Row]):
         """The sample of a row; raises as `__getitem__`."""
 
     def setup(self) -> None:
-        """Reads the rows; raises as `read_rows`."""
+        """Reads the rows and their difficulties; raises as `read_rows` and `difficulties_for`."""
         if self._rows is None:
-            self._rows = self.read_rows()
+            rows = self.read_rows()
+            usable = [row.id for row in rows if not isinstance(row, BadRow)]
+            self._difficulties = difficulties_for(self.difficulty_file, usable)
+            self._rows = rows
 
     @property
     def rows(self) -> Sequence[Row | BadRow]:
@@ -113,7 +121,8 @@ class RowSource(ImageSource, Generic[Row]):
         row = self.rows[index]
         if isinstance(row, BadRow):
             raise FileError(row.problem)
-        return self.make_sample(row, open_image)
+        sample = self.make_sample(row, open_image)
+        return replace(sample, difficulty=self._difficulties.get(row.id, sample.difficulty))
 
     def ids(self) -> list[str]:
         return [row.id for row in self.rows]

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pixelthink.data.base import BadRow, RowSource
-from pixelthink.data.difficulty import difficulties_for
 from pixelthink.data.images import ImageOpener
 from pixelthink.data.reading import existing_folder, read_json
 from pixelthink.data.reasonseg import rasterize
@@ -51,7 +50,6 @@ class ReasonSeg(RowSource[ReasonSegRow]):
         self.root = root
         self.texts = texts
         self.difficulty_file = difficulty_file
-        self._difficulties: dict[str, float] = {}
 
     def read_rows(self) -> list[ReasonSegRow | BadRow]:
         folder = existing_folder(self.root)
@@ -66,8 +64,6 @@ class ReasonSeg(RowSource[ReasonSegRow]):
                 rows.append(BadRow(stem, str(error)))
         if not rows:
             raise FileError(f"{folder}: no pairs of X.jpg and X.json in this folder")
-        usable = [row.id for row in rows if not isinstance(row, BadRow)]
-        self._difficulties = difficulties_for(self.difficulty_file, usable)
         return rows
 
     def make_sample(self, row: ReasonSegRow, open_image: ImageOpener) -> Sample:
@@ -83,7 +79,6 @@ class ReasonSeg(RowSource[ReasonSegRow]):
             mask=target,
             ignore=ignore,
             targets=(target_from_mask(target),) if target.any() else (),
-            difficulty=self._difficulties.get(row.id),
             meta={"file": str(row.image), "is_sentence": bool(row.annotation.get("is_sentence", False))},
             object_id=row.image.stem,
         )

@@ -38,7 +38,7 @@ class ReasonSegParquet(TableSource):
             of_object.setdefault(text, len(of_object))
         return [name if len(numbers[name]) == 1 else f"{name}#{numbers[name][text]}" for name, text in rows]
 
-    def read_sample(self, row: dict[str, Any], name: str, difficulty: float | None, open_image: ImageOpener) -> Sample:
+    def read_sample(self, row: dict[str, Any], name: str, open_image: ImageOpener) -> Sample:
         mask = row["mask"]
         if not isinstance(mask, np.ndarray):
             raise FileError("mask is not a list of equally long lists of booleans")
@@ -56,7 +56,6 @@ class ReasonSegParquet(TableSource):
             question=row["text"],
             mask=mask,
             targets=(target_from_mask(mask),) if mask.any() else (),
-            difficulty=difficulty,
             meta={"image_id": str(row["image_id"])},
             object_id=f"{row['image_id']}#{row['ann_id']}",
         )

@@ -15,7 +15,6 @@ import numpy as np
 from PIL import Image
 
 from pixelthink.data.base import BadRow, RowSource
-from pixelthink.data.difficulty import difficulties_for
 from pixelthink.data.images import ImageOpener, Size
 from pixelthink.data.reading import duplicates
 from pixelthink.errors import FileError
@@ -113,14 +112,13 @@ class TableSource(RowSource[TableRow]):
         self.split = split
         self.difficulty_file = difficulty_file
         self._table: datasets.Dataset | None = None
-        self._difficulties: dict[str, float] = {}
 
     @abstractmethod
     def read_ids(self, table: datasets.Dataset) -> list[str]:
         """The samples' ids, in order."""
 
     @abstractmethod
-    def read_sample(self, row: dict[str, Any], name: str, difficulty: float | None, open_image: ImageOpener) -> Sample:
+    def read_sample(self, row: dict[str, Any], name: str, open_image: ImageOpener) -> Sample:
         """The sample of a row; ValueError where it cannot be used."""
 
     def read_rows(self) -> Sequence[TableRow | BadRow]:
@@ -128,7 +126,6 @@ class TableSource(RowSource[TableRow]):
         if missing := [name for name in self.columns if name not in table.column_names]:
             raise FileError(f"{self.path}: no column {', '.join(missing)}; there are {', '.join(table.column_names)}")
         ids = self.read_ids(table)
-        self._difficulties = difficulties_for(self.difficulty_file, ids)
         self._table = table
         rows: list[TableRow | BadRow] = [TableRow(name, index) for index, name in enumerate(ids)]
         for index, first in duplicates(ids).items():
@@ -138,8 +135,7 @@ class TableSource(RowSource[TableRow]):
 
     def make_sample(self, row: TableRow, open_image: ImageOpener) -> Sample:
         try:
-            values = read_row(self._table, row.index)
-            return self.read_sample(values, row.id, self._difficulties.get(row.id), open_image)
+            return self.read_sample(read_row(self._table, row.index), row.id, open_image)
         except ValueError as error:
             raise row_error(self.path, row.index, error) from None
 

@@ -53,7 +53,7 @@ class TrainingRows(TableSource):
     def read_ids(self, table: datasets.Dataset) -> list[str]:
         return read_texts(table, "id")
 
-    def read_sample(self, row: dict[str, Any], name: str, difficulty: float | None, open_image: ImageOpener) -> Sample:
+    def read_sample(self, row: dict[str, Any], name: str, open_image: ImageOpener) -> Sample:
         for column in ("problem", "solution"):
             if not isinstance(row[column], str):
                 raise FileError(f"{column} is no text")
@@ -66,7 +66,6 @@ class TrainingRows(TableSource):
             question=row["problem"],
             mask=None if targets else np.zeros((image.height, image.width), dtype=bool),
             targets=tuple(_to_original(target, frame) for target in targets),
-            difficulty=difficulty,
             meta={"image_id": name},
         )
 

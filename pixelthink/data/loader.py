@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import KW_ONLY, dataclass, field, replace
+from itertools import chain, pairwise
 from typing import Any
 
 import torch
@@ -129,9 +130,6 @@ class ResumableLoader:
 
 def with_upcoming(batches: Iterable[PromptBatch]) -> Iterator[PromptBatch]:
     """Each batch with its successor as `upcoming`; the last has none."""
-    waiting = iter(batches)
-    batch = next(waiting, None)
-    while batch is not None:
-        following = next(waiting, None)
-        yield replace(batch, upcoming=following)
-        batch = following
+    for batch, following in pairwise(chain(batches, [None])):
+        if batch is not None:
+            yield replace(batch, upcoming=following)

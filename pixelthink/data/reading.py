@@ -12,9 +12,9 @@ from typing import Any
 from pixelthink.errors import FileError, MissingFileError
 
 SAFE_GLOBALS = {
-    (module, name): kind
+    (module, kind.__name__): kind
     for module in ("builtins", "__builtin__")
-    for name, kind in {"list": list, "dict": dict, "tuple": tuple, "set": set, "frozenset": frozenset}.items()
+    for kind in (list, dict, tuple, set, frozenset)
 }
 """The only things a pickle may ask for by name: older protocols write sets as calls of them."""
 

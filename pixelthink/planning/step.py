@@ -152,11 +152,11 @@ def with_frozen_logprobs(module: GRPOModule, experience: Experience[EncodedPromp
     assert module.policy is not None
     found: dict[str, Tensor] = {}
     if module.grpo.minibatches * module.grpo.epochs > 1:
-        scorer_of(module).frozen_logprobs(module.policy, first_micro_batch(module, experience))
+        frozen(module, module.policy, experience)
         found["old_logprobs"] = torch.zeros(experience.mask.shape)
     if module.grpo.kl_coef > 0:
         with module.reference.weights(module.policy) as model:
-            scorer_of(module).frozen_logprobs(model, first_micro_batch(module, experience))
+            frozen(module, model, experience)
         found["ref_logprobs"] = torch.zeros(experience.mask.shape)
     return Experience(**{**vars(experience), **found})
 
@@ -165,6 +165,12 @@ def scorer_of(module: GRPOModule) -> Scorer:
     """The module's scorer, as `on_fit_start` makes it."""
     assert module.policy is not None
     return Scorer(module.answerer.backbone, module.policy, module.reference, module.grpo)
+
+
+def frozen(module: GRPOModule, model: nn.Module, experience: Experience[EncodedPrompt]) -> None:
+    """Scores the largest micro-batch without gradient."""
+    largest = first_micro_batch(module, experience)
+    scorer_of(module).frozen_logprobs(model, largest.prompts, largest.completions, largest.prompt_index)
 
 
 def first_micro_batch(module: GRPOModule, experience: Experience[EncodedPrompt]) -> Experience[EncodedPrompt]:

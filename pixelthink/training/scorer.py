@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from pixelthink.grpo.experience import Experience
 from pixelthink.grpo.loss import GRPOConfig, LossInputs, grpo_loss
-from pixelthink.grpo.micro_batches import drop_zero_advantage, in_order, micro_batches
+from pixelthink.grpo.micro_batches import drop_zero_advantage, in_order, micro_batch_rows, micro_batches
 from pixelthink.parallel.processes import Processes
 from pixelthink.parallel.sharding import run_as_forward, unsharded
 from pixelthink.policies.base import EncodedPrompt, PolicyBackbone, TokenScores
@@ -60,31 +60,44 @@ class Scorer:
         """
         device = next(self.policy.parameters()).device
         completions = tuple(torch.tensor(c.token_ids) for c in rollout.completions)
+        prompt_index = tuple(i // rollout.group_size for i in range(len(completions)))
         with unsharded(self.policy):
             prompts = self.backbone.share_images(self.policy, self.backbone.encode(rollout.prompts))
-        experience = Experience(
-            prompts=prompts,
-            completions=completions,
-            prompt_index=tuple(i // rollout.group_size for i in range(len(completions))),
-            mask=pad_sequence([torch.ones(len(c), dtype=torch.bool) for c in completions], True).to(device),
-            advantages=advantages.to(device),
-            rollout_logprobs=pad_sequence([torch.tensor(c.logprobs) for c in rollout.completions], True).to(device),
-        )
         one_update = self.config.minibatches == self.config.epochs == 1
-        old = None if one_update else self.frozen_logprobs(self.policy, experience)
+        old = None if one_update else self.frozen_logprobs(self.policy, prompts, completions, prompt_index)
         reference = None
         if self.config.kl_coef > 0:
             with self.reference.weights(self.policy) as model:
-                reference = self.frozen_logprobs(model, experience)
-        return replace(experience, old_logprobs=old, ref_logprobs=reference)
+                reference = self.frozen_logprobs(model, prompts, completions, prompt_index)
+        return Experience(
+            prompts=prompts,
+            completions=completions,
+            prompt_index=prompt_index,
+            mask=pad_sequence([torch.ones(len(c), dtype=torch.bool) for c in completions], True).to(device),
+            advantages=advantages.to(device),
+            old_logprobs=old,
+            ref_logprobs=reference,
+            rollout_logprobs=pad_sequence([torch.tensor(c.logprobs) for c in rollout.completions], True).to(device),
+        )
 
     @torch.no_grad()
-    def frozen_logprobs(self, model: nn.Module, experience: Experience[EncodedPrompt]) -> Tensor:
+    def frozen_logprobs(
+        self,
+        model: nn.Module,
+        prompts: Sequence[EncodedPrompt],
+        completions: Sequence[Tensor],
+        prompt_index: Sequence[int],
+    ) -> Tensor:
         """Log-probabilities of all completions under a model, (N, T), without gradient."""
-        pieces = micro_batches(experience, self.config, self.backbone.shares_prefix)
+        rows = micro_batch_rows(prompts, completions, prompt_index, self.config, self.backbone.shares_prefix)
         with unsharded(model):
-            scores = [self.backbone.score(model, p.prompts, p.completions, p.prompt_index).logprobs for p in pieces]
-        return in_order(scores, pieces)
+            scores = [
+                self.backbone.score(
+                    model, prompts, [completions[row] for row in part], [prompt_index[row] for row in part]
+                ).logprobs
+                for part in rows
+            ]
+        return in_order(scores, rows)
 
     def gradients(
         self,

@@ -27,7 +27,6 @@ from pixelthink.metrics.functional import ProtocolName, get_protocol
 from pixelthink.metrics.measured import Measured, measure
 from pixelthink.metrics.report import JudgedBy, SegmentationReport
 from pixelthink.parallel.collectives import all_gather_object, full_tensor
-from pixelthink.parallel.peers import leave_peers, watch_peers
 from pixelthink.parallel.processes import Processes, gradient_norm
 from pixelthink.parallel.sharding import run_as_forward
 from pixelthink.parallel.strategy import shard_for
@@ -174,7 +173,6 @@ class PolicyModule(L.LightningModule):
                 f"{self.backbone.convention!r}"
             )
         self._check_last_checkpoint(stage)
-        watch_peers(self.trainer.strategy)
 
     def _check_last_checkpoint(self, stage: str) -> None:
         """Where `--ckpt_path last` finds no checkpoint, a training says that it begins, anything else is refused."""
@@ -189,9 +187,6 @@ class PolicyModule(L.LightningModule):
         if stage != "fit":
             raise FileNotFoundError(f"{missing}; name the file, or leave the option out to take the policy as it is")
         self.print(f"pixelthink: {missing} yet, so this training begins at its beginning")
-
-    def teardown(self, stage: str) -> None:
-        leave_peers()
 
     def on_fit_start(self) -> None:
         self._start_components()

@@ -71,7 +71,7 @@ def engine_of(
 ) -> VLLMEngine:
     """An engine of another class that uses the running vLLM, set up for a policy."""
     engine = kind.__new__(kind)
-    engine.__dict__.update({**shared.__dict__, "_version": None, "_asleep": False, **state})
+    engine.__dict__.update({**shared.__dict__, "version": None, "asleep": False, **state})
     engine.setup(backbone, policy)
     return engine
 
@@ -239,7 +239,7 @@ class SkippedSync(VLLMEngine):
         if version == 0:
             return super().sync(weights, version)
         self._drop_caches()
-        self._version = version
+        self.version = version
         return SyncReport(0.0, 0, 0)
 
 

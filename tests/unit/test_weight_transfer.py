@@ -1,4 +1,4 @@
-"""Handing weights over, as far as it goes without a server: pieces, complete folders only, and a bound on patience."""
+"""Handing weights over, as far as it goes without a server: pieces, complete folders only, and a bound on retries."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from pixelthink.rollouts import weight_transfer
-from pixelthink.rollouts.vllm_client import Patience, RolloutServer, ServerPool, ServerRefused, ServerUnavailable
+from pixelthink.rollouts.vllm_client import RetryPolicy, RolloutServer, ServerPool, ServerRefused, ServerUnavailable
 from pixelthink.rollouts.weight_transfer import FileTransfer, shards
 from tests.servers import free_port
 
 
 def pool_of_nobody() -> ServerPool:
     server = RolloutServer(f"http://127.0.0.1:{free_port()}", None, timeout=1.0)
-    return ServerPool([server], Patience(retries=0, backoff=0.0), concurrency=1)
+    return ServerPool([server], RetryPolicy(max_retries=0, backoff=0.0), concurrency=1)
 
 
 def test_pieces_keep_order_and_size(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -50,7 +50,7 @@ def test_what_no_server_took_is_there_in_the_servers_precision_until_the_end(tmp
     assert list(tmp_path.iterdir()) == []
 
 
-def test_patience_is_bounded_and_not_wasted_on_refusals(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_retries_are_bounded_and_not_wasted_on_refusals(monkeypatch: pytest.MonkeyPatch) -> None:
     waits: list[float] = []
     monkeypatch.setattr(time, "sleep", waits.append)
     asked: list[int] = []
@@ -61,10 +61,10 @@ def test_patience_is_bounded_and_not_wasted_on_refusals(monkeypatch: pytest.Monk
             raise ServerUnavailable("busy")
         return "done"
 
-    assert Patience(retries=2, backoff=0.5).attempts(busy) == "done"
+    assert RetryPolicy(max_retries=2, backoff=0.5).call(busy) == "done"
     assert (asked, waits) == ([0, 1, 2], [0.5, 1.0])
     with pytest.raises(ServerUnavailable, match=r"busy \(tried 2 times\)"):
-        Patience(retries=1, backoff=0.5).attempts(busy)
+        RetryPolicy(max_retries=1, backoff=0.5).call(busy)
 
     def refuse(attempt: int) -> str:
         asked.append(attempt)
@@ -72,7 +72,7 @@ def test_patience_is_bounded_and_not_wasted_on_refusals(monkeypatch: pytest.Monk
 
     asked.clear()
     with pytest.raises(ServerRefused):
-        Patience(retries=9).attempts(refuse)
+        RetryPolicy(max_retries=9).call(refuse)
     assert asked == [0]
     with pytest.raises(ValueError, match="must not be negative"):
-        Patience(retries=-1)
+        RetryPolicy(max_retries=-1)

@@ -25,8 +25,8 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.optim import Optimizer
 
-from pixelthink.errors import UserError
-from pixelthink.files.checkpoints import replace_folder
+from pixelthink.errors import FileError, UserError
+from pixelthink.files.checkpoints import replace_folder, write_failure
 from pixelthink.parallel.sharding import Sharding, shard
 
 FULL_STATE = StateDictOptions(full_state_dict=True, cpu_offload=True)
@@ -35,9 +35,9 @@ FULL_STATE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 class FSDP2(ModelParallelStrategy):
     """Shards weights, gradients and optimizer state over all processes (`fully_shard`); `strategy: fsdp2` for short.
 
-    It is Lightning's `ModelParallelStrategy` with all processes in the data-parallel dimension. A checkpoint in one file
-    has the form that one process or DDP writes, so that any strategy resumes it. A sharded checkpoint appears complete
-    or not at all, and any number of processes resumes it.
+    It is Lightning's `ModelParallelStrategy` with all processes in the data-parallel dimension. A checkpoint in one
+    file has the form that one process or DDP writes, so that any strategy resumes it. A sharded checkpoint appears
+    complete or not at all, and any number of processes resumes it.
 
     Args:
         sharding: How the models are sharded.
@@ -80,7 +80,7 @@ class FSDP2(ModelParallelStrategy):
         """Saves a checkpoint. A sharded one is written beside its target, which it then replaces.
 
         Raises:
-            OSError: it cannot be written; the old one is still there.
+            FileError: it cannot be written; the old one is still there.
         """
         if not self._save_distributed_checkpoint:
             super().save_checkpoint(checkpoint, filepath, storage_options)
@@ -90,7 +90,11 @@ class FSDP2(ModelParallelStrategy):
         if self.is_global_zero:
             shutil.rmtree(scratch, ignore_errors=True)
         self.barrier()
-        super().save_checkpoint(checkpoint, scratch, storage_options)
+        try:
+            super().save_checkpoint(checkpoint, scratch, storage_options)
+        except CheckpointException as error:
+            reason = write_failure(first_failure(error), target.parent)
+            raise FileError(f"checkpoint {target} cannot be written: {reason}") from error
         self.barrier()
         if self.is_global_zero:
             replace_folder(target, scratch)
@@ -132,7 +136,7 @@ class FSDP2(ModelParallelStrategy):
                 load_shards(state, checkpoint_id=path)
                 set_optimizer_state_dict(self.model, optimizer, state[f"optimizer_{index}"])
         except CheckpointException as error:
-            reason = str(next(iter(error.failures.values()))[0]).splitlines()[0]
+            reason = str(first_failure(error)).splitlines()[0]
             raise UserError(f"checkpoint {path} does not fit this run: {reason}") from error
         return {**torch.load(path / _METADATA_FILENAME, weights_only=weights_only), "state_dict": dict.fromkeys(names)}
 
@@ -147,6 +151,11 @@ def renamed(state: Mapping[str, Any], names: Mapping[Any, Any]) -> dict[str, Any
     """Returns an optimizer's state with other names for its parameters."""
     groups = [{**group, "params": [names[p] for p in group["params"]]} for group in state["param_groups"]]
     return {"state": {names[p]: values for p, values in state["state"].items()}, "param_groups": groups}
+
+
+def first_failure(error: CheckpointException) -> BaseException:
+    """Returns the error of the first process that failed to read or write a sharded checkpoint."""
+    return next(iter(error.failures.values()))[0]
 
 
 def shard_for(strategy: Strategy, models: Sequence[nn.Module]) -> None:

@@ -54,10 +54,7 @@ class RetryPolicy:
             raise UserError("rollout.retry: max_retries and backoff must not be negative, timeout must be positive")
 
     def call(self, function: Callable[[int], T]) -> T:
-        """Calls a function until it succeeds and returns its result.
-
-        Args:
-            function: Takes the number of the attempt, from 0. It is retried when it raises `ServerUnavailable`.
+        """Calls a function with the number of the attempt, from 0, until it does not raise `ServerUnavailable`.
 
         Raises:
             ServerUnavailable: all attempts failed; gives the reason of the last one.
@@ -169,11 +166,11 @@ class RolloutServer:
 
 
 class ServerPool:
-    """Several servers that hold the same weights.
+    """One or several servers that hold the same weights. A failed request is retried with the next server.
 
     Args:
         servers: At least one.
-        retry: How often a request is retried. With several servers, each retry goes to the next one.
+        retry: How often a request is retried.
         concurrency: Requests at a time per server.
 
     Attributes:

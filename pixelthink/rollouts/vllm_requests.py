@@ -62,17 +62,9 @@ def engine_dtype(requested: Dtype, model: nn.Module) -> str:
 
 
 def check_length(sample: str, prompt_tokens: int, max_new_tokens: int, limit: int, option: str) -> None:
-    """Checks that a prompt and its completion fit into an engine; vLLM would cut a completion off without a word.
+    """Raises `UserError` if a prompt and its completion exceed `limit` tokens; vLLM would cut the completion silently.
 
-    Args:
-        sample: Id of the prompt's sample.
-        prompt_tokens: Length of the prompt, image tokens included.
-        max_new_tokens: Longest completion in tokens.
-        limit: Most tokens of both together.
-        option: Name of the option that sets the limit, for the message.
-
-    Raises:
-        UserError: they do not fit.
+    The message names the id of the sample and the option that sets the limit.
     """
     if prompt_tokens + max_new_tokens > limit:
         raise UserError(
@@ -84,9 +76,7 @@ def check_length(sample: str, prompt_tokens: int, max_new_tokens: int, limit: in
 def request_seeds(seed: int, places: Sequence[int]) -> list[int]:
     """Returns one seed per request, below 2**62. vLLM adds a completion's number in its group to it.
 
-    Args:
-        seed: Seed of the rollout, a function of run seed and step.
-        places: Place of each prompt in the step's batch over all processes.
+    A seed depends on that of the rollout and on the prompt's place in the step's batch over all processes.
     """
     generator = torch.Generator().manual_seed(seed)
     table = torch.randint(2**62, (max(places) + 1,), generator=generator).tolist()

@@ -39,10 +39,6 @@ class PeerWatch(Callback):
 
     def __init__(self) -> None:
         self._connections: dict[int, Connection] = {}
-        self._failed_rank: int | None = None
-        self._has_failed = threading.Event()
-        self._is_ending = threading.Event()
-        self._is_reported = threading.Event()
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Connects to the other processes and listens in a thread."""
@@ -50,13 +46,15 @@ class PeerWatch(Callback):
         if self._connections or not isinstance(strategy, ParallelStrategy) or strategy.world_size == 1:
             return
         self._rank, self._local_rank, self._count = strategy.global_rank, strategy.local_rank, strategy.world_size
+        self._failed_rank: int | None = None
+        self._has_failed, self._is_ending, self._is_reported = (threading.Event() for _ in range(3))
         self._connections = connect(strategy)
-        self._is_ending.clear()
         threading.Thread(target=self._listen, args=(self._connections,), name="peer-watch", daemon=True).start()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Tells the other processes that this one has finished."""
-        self._is_ending.set()
+        if self._connections:
+            self._is_ending.set()
         for connection in self._connections.values():
             send(connection, FINISHED)
         self._connections = {}

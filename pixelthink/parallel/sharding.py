@@ -64,7 +64,8 @@ class Sharding:
     @property
     def precision(self) -> MixedPrecisionPolicy:
         """The two precisions as torch takes them."""
-        return MixedPrecisionPolicy(*(name and getattr(torch, name) for name in (self.param_dtype, self.reduce_dtype)))
+        param, reduce = (name and getattr(torch, name) for name in (self.param_dtype, self.reduce_dtype))
+        return MixedPrecisionPolicy(param_dtype=param, reduce_dtype=reduce)
 
 
 def shard(model: nn.Module, sharding: Sharding, mesh: DeviceMesh) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
@@ -40,9 +40,11 @@ class HFEngine(RolloutEngine):
         self.backbone = backbone
         self.model = model
 
-    def serving(self) -> AbstractContextManager[None]:
+    @contextmanager
+    def serving(self) -> Iterator[None]:
         """Gathers the weights where they are sharded: processes decode different numbers of tokens."""
-        return unsharded(self.model)
+        with unsharded(self.model):
+            yield
 
     @torch.no_grad()
     def generate(self, batch: PromptBatch, sampling: SamplingConfig, seed: int) -> RolloutBatch:

@@ -42,21 +42,19 @@ class Front:
         self._vllm = httpx.AsyncClient(transport=transport, base_url="http://vllm", timeout=timeout)
 
     def application(self) -> Starlette:
-        """The ASGI application."""
-        return Starlette(routes=[Route("/{path:path}", self.answer, methods=METHODS)])
+        """Returns the ASGI application."""
+        routes = [Route("/{path:path}", self.answer, methods=METHODS)]
+        return Starlette(routes=routes, exception_handlers={HTTPException: _error})
 
     async def answer(self, request: Request) -> Response:
         """Returns vLLM's answer to an allowed request, and an error for any other."""
-        try:
-            self._authenticate(request)
-            body = await self._checked_body(request)
-        except HTTPException as refusal:
-            return _error(refusal.status_code, refusal.detail)
+        self._authenticate(request)
+        body = await self._checked_body(request)
         headers = {"Content-Type": "application/json"} if body else {}
         try:
             reply = await self._vllm.request(request.method, request.url.path, content=body, headers=headers)
         except httpx.TransportError as error:
-            return _error(502, f"vLLM does not answer: {type(error).__name__}")
+            raise HTTPException(502, f"vLLM does not answer: {type(error).__name__}") from None
         return Response(reply.content, reply.status_code, media_type=reply.headers.get("content-type"))
 
     def _authenticate(self, request: Request) -> None:
@@ -99,8 +97,9 @@ class Front:
         return b"".join(pieces)
 
 
-def _error(status: int, message: str) -> JSONResponse:
-    return JSONResponse({"error": {"message": message, "code": status}}, status)
+async def _error(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)
+    return JSONResponse({"error": {"message": error.detail, "code": error.status_code}}, error.status_code)
 
 
 def _digest(text: str) -> bytes:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -76,3 +77,38 @@ def test_retries_are_bounded_and_not_wasted_on_refusals(monkeypatch: pytest.Monk
     assert asked == [0]
     with pytest.raises(ValueError, match="must not be negative"):
         RetryPolicy(max_retries=-1)
+
+
+class Answering(RolloutServer):
+    """Answers with one completion per list of version tags."""
+
+    def __init__(self, *versions: list[str] | None) -> None:
+        super().__init__("http://127.0.0.1:9", None, timeout=1.0)
+        self.versions = versions
+
+    def post(self, path: str, body: Mapping[str, Any] | None = None) -> Any:
+        spans = [None if tags is None else [{"version": tag} for tag in tags] for tags in self.versions]
+        return {"choices": [{"weight_versions": of_choice} for of_choice in spans]}
+
+
+def test_answers_under_the_tag_of_this_run_are_used() -> None:
+    pool = ServerPool([Answering(["run:1"], ["run:1", "run:1"])], RetryPolicy(0), concurrency=1)
+    pool.tag = "run:1"
+    assert len(pool.generate([{}])[0]["choices"]) == 2
+    assert len(pool.score_on_each({})) == 1
+
+
+@pytest.mark.parametrize("versions", [[None], [[]], [], [["run:0"]], [["run:1"], None], [["run:1", "run:2"]]])
+def test_answers_under_no_tag_or_another_are_errors(versions: list[list[str] | None]) -> None:
+    pool = ServerPool([Answering(*versions)], RetryPolicy(0), concurrency=1)
+    pool.tag = "run:1"
+    for ask in (lambda: pool.generate([{}]), lambda: pool.score_on_each({})):
+        with pytest.raises(ServerRefused, match=r"answered with weights '.+' instead of 'run:1'"):
+            ask()
+
+
+def test_servers_without_weights_of_this_run_are_an_error() -> None:
+    pool = ServerPool([Answering(["somebody:1"])], RetryPolicy(0), concurrency=1)
+    for ask in (lambda: pool.generate([{}]), lambda: pool.score_on_each({})):
+        with pytest.raises(RuntimeError, match="hold no weights of this run"):
+            ask()

@@ -138,9 +138,9 @@ def connect(strategy: ParallelStrategy) -> dict[int, Connection]:
         while len(found) < strategy.world_size - 1:
             connection, _ = server.accept()
             connection.settimeout(CONNECT_SECONDS)
-            hello = connection.recv(SECRET_BYTES + 4, socket.MSG_WAITALL)
-            if hello[:SECRET_BYTES] == secret:
-                found[int.from_bytes(hello[SECRET_BYTES:], "big")] = keep_alive(connection)
+            greeting = connection.recv(SECRET_BYTES + 4, socket.MSG_WAITALL)
+            if greeting[:SECRET_BYTES] == secret:
+                found[int.from_bytes(greeting[SECRET_BYTES:], "big")] = keep_alive(connection)
     return found
 
 

@@ -61,12 +61,6 @@ class Sharding:
     reduce_dtype: Precision | None = "float32"
     cpu_offload: bool = False
 
-    @property
-    def precision(self) -> MixedPrecisionPolicy:
-        """The two precisions as torch takes them."""
-        param, reduce = (name and getattr(torch, name) for name in (self.param_dtype, self.reduce_dtype))
-        return MixedPrecisionPolicy(param_dtype=param, reduce_dtype=reduce)
-
 
 def shard(model: nn.Module, sharding: Sharding, mesh: DeviceMesh) -> None:
     """Shards a model in place, layer by layer. Gradients are summed over processes, not averaged.
@@ -88,7 +82,9 @@ def shard(model: nn.Module, sharding: Sharding, mesh: DeviceMesh) -> None:
     if integers := [name for name, p in model.named_parameters() if not p.is_floating_point()]:
         raise UserError(f"quantised weights cannot be sharded ({integers[0]}): use the ddp strategy for them")
     offload = CPUOffloadPolicy() if sharding.cpu_offload else OffloadPolicy()
-    options: dict[str, Any] = {"mesh": mesh, "mp_policy": sharding.precision, "offload_policy": offload}
+    param, reduce = (name and getattr(torch, name) for name in (sharding.param_dtype, sharding.reduce_dtype))
+    precision = MixedPrecisionPolicy(param_dtype=param, reduce_dtype=reduce)
+    options: dict[str, Any] = {"mesh": mesh, "mp_policy": precision, "offload_policy": offload}
     for block in blocks:
         fully_shard(block, reshard_after_forward=sharding.reshard_after_forward, **options)
     fully_shard(model, **options)

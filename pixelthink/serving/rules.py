@@ -27,13 +27,6 @@ class Body(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
-class ImagePart(Body):
-    """An image of a token prompt."""
-
-    type: Literal["image_url"]
-    url: DataImage
-
-
 class SamplingBody(Body):
     """Sampling parameters, see `vllm.SamplingParams`."""
 
@@ -55,38 +48,33 @@ class SamplingBody(Body):
 class GenerateBody(Body):
     """`/inference/v1/generate`: token ids and images in, token ids out."""
 
+    class Image(Body):
+        type: Literal["image_url"]
+        url: DataImage
+
     model: str | None = None
     token_ids: Annotated[list[TokenId], Field(min_length=1)]
-    content_parts: list[ImagePart] = []
+    content_parts: list[Image] = []
     sampling_params: SamplingBody
     return_token_ids: bool = False
 
 
-class ImageUrl(Body):
-    """Where the image of a chat message is: in the message."""
-
-    url: DataImage
-
-
-class ChatImage(Body):
-    """An image in a chat message."""
-
-    type: Literal["image_url"]
-    image_url: ImageUrl
-
-
-class ChatText(Body):
-    """Text in a chat message."""
-
-    type: Literal["text"]
-    text: str
-
-
 class ChatMessage(Body):
-    """One chat message."""
+    """A chat message: text, or a list of texts and images."""
+
+    class Image(Body):
+        class Url(Body):
+            url: DataImage
+
+        type: Literal["image_url"]
+        image_url: Url
+
+    class Text(Body):
+        type: Literal["text"]
+        text: str
 
     role: Literal["system", "user", "assistant"]
-    content: str | list[ChatImage | ChatText]
+    content: str | list[Image | Text]
 
 
 class ChatBody(Body):
@@ -107,41 +95,35 @@ class ChatBody(Body):
 
 
 class VersionBody(Body):
-    """`/update_weight_version`: what answers shall call the weights from now on."""
+    """`/update_weight_version`: the version tag of later answers."""
 
     new_version: VersionTag
 
 
-class NcclInit(Body):
-    """How to join the trainer's NCCL group, see `vllm.distributed.weight_transfer`."""
-
-    master_address: str
-    master_port: Annotated[int, Field(ge=1, le=65535)]
-    rank_offset: Count
-    world_size: Count
-    packed: bool
-    packed_buffer_size_bytes: Count
-    packed_num_buffers: Count
-
-
 class NcclInitBody(Body):
-    """`/init_weight_transfer_engine`."""
+    """`/init_weight_transfer_engine`: how to join the trainer's NCCL group, see `vllm.distributed.weight_transfer`."""
 
-    init_info: NcclInit
+    class Info(Body):
+        master_address: str
+        master_port: Annotated[int, Field(ge=1, le=65535)]
+        rank_offset: Count
+        world_size: Count
+        packed: bool
+        packed_buffer_size_bytes: Count
+        packed_num_buffers: Count
 
-
-class NcclWeights(Body):
-    """Which weights come next over NCCL."""
-
-    names: list[str]
-    dtype_names: list[Literal["float32", "bfloat16", "float16"]]
-    shapes: list[list[Count]]
+    init_info: Info
 
 
 class NcclUpdateBody(Body):
-    """`/update_weights`."""
+    """`/update_weights`: the weights that come next over NCCL."""
 
-    update_info: NcclWeights
+    class Info(Body):
+        names: list[str]
+        dtype_names: list[Literal["float32", "bfloat16", "float16"]]
+        shapes: list[list[Count]]
+
+    update_info: Info
 
 
 Rules = dict[tuple[str, str], type[Body] | None]

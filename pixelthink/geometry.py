@@ -161,6 +161,11 @@ def box_iou(a: Box, b: Box) -> float:
     return intersection / union if intersection > 0 and union > 0 else 0.0
 
 
+def point_in_box(point: Point, box: Box) -> bool:
+    """Whether a point lies in a box, its border included."""
+    return box[0] <= point[0] <= box[2] and box[1] <= point[1] <= box[3]
+
+
 def mask_box(mask: np.ndarray) -> Box:
     """Tight box of a mask, both corners inside.
 

@@ -122,6 +122,7 @@ class Prompt:
         preparation_ms: Milliseconds that making `image` took; None where nobody measured it.
         response_start: What the response is made to begin with; the model goes on from there. `Completion.text` has
             only what it added.
+        answer_style: Form of the answer that the messages ask for, see `pixelthink.parsing.parse_completion`.
     """
 
     sample: Sample
@@ -131,6 +132,7 @@ class Prompt:
     targets: tuple[Target, ...]
     preparation_ms: float | None = field(default=None, compare=False)
     response_start: str = ""
+    answer_style: str = "single"
 
 
 @dataclass(frozen=True)

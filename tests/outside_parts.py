@@ -13,7 +13,7 @@ from pixelthink.data.base import SampleSource
 from pixelthink.data.prompts import PromptStyle
 from pixelthink.data.shape_scenes import ShapeScenes
 from pixelthink.policies.qwen_vl import Qwen25VL
-from pixelthink.rewards.base import LengthScore, Reward, RewardTerm
+from pixelthink.rewards.base import LengthResult, LengthScore, Reward, RewardTerm
 from pixelthink.rollouts.base import SamplingConfig
 from pixelthink.rollouts.hf import HFEngine
 from pixelthink.segmenters.base import SegmentationRequest, Segmenter
@@ -81,9 +81,9 @@ class OutsideTerm(RewardTerm):
 class OutsideLength(LengthScore):
     """No length is too long."""
 
-    def __call__(self, case: ScoringCase) -> tuple[int | None, float | None, float]:
+    def __call__(self, case: ScoringCase) -> LengthResult:
         USED.add("OutsideLength")
-        return None, None, 1.0
+        return LengthResult(1.0)
 
 
 class OutsideSegmenter(Segmenter):

@@ -25,7 +25,8 @@ from pixelthink.callbacks.hf_export import HFExport
 from pixelthink.data.datamodule import PromptData
 from pixelthink.data.prompts import ShortPrompt
 from pixelthink.data.shape_scenes import ShapeScenes
-from pixelthink.evaluation.policy_module import EvaluationConfig, PolicyModule
+from pixelthink.evaluation.config import EvaluationConfig
+from pixelthink.evaluation.interface import SegmentationModule
 from pixelthink.files.checkpoints import AtomicCheckpointIO
 from pixelthink.grpo.loss import GRPOConfig, LossInputs
 from pixelthink.parallel.sharding import full_state
@@ -34,6 +35,7 @@ from pixelthink.rewards.base import Reward
 from pixelthink.rollouts.base import SamplingConfig
 from pixelthink.training.grpo_module import GRPOModule
 from pixelthink.training.optim import TransformersSchedule
+from pixelthink.training.scorer import Scorer
 from pixelthink.training.sft_module import Recipe, SFTModule
 from pixelthink.types import Score, ScoringCase
 from tests.support import ROOT
@@ -111,8 +113,13 @@ class TokenReward(Reward):
         return Score(float(sum(case.text.encode()) % self.kinds), {})
 
 
-class PoisonedModule(GRPOModule):
-    """Its last process computes no finite loss in the second batch."""
+class PoisonedScorer(Scorer):
+    """Computes no finite loss in the last process's second batch."""
+
+    def __init__(self, module: GRPOModule) -> None:
+        own = module.scorer
+        super().__init__(own.backbone, own.policy, own.reference, own.config)
+        self.trainer = module.trainer
 
     def loss_inputs(self, piece: Any) -> LossInputs:
         inputs = super().loss_inputs(piece)
@@ -120,6 +127,14 @@ class PoisonedModule(GRPOModule):
         if last and self.trainer.fit_loop.batch_idx == 1:
             return replace(inputs, logprobs=inputs.logprobs * torch.inf)
         return inputs
+
+
+class PoisonedModule(GRPOModule):
+    """Its last process computes no finite loss in the second batch."""
+
+    def on_fit_start(self) -> None:
+        super().on_fit_start()
+        self.scorer = PoisonedScorer(self)
 
 
 class Recorder(Callback):
@@ -140,7 +155,7 @@ class Recorder(Callback):
             trainer.should_stop = True
 
 
-def module_of(run: Run) -> PolicyModule:
+def module_of(run: Run) -> SegmentationModule:
     """The module of a run, its schedule included."""
     backbone = Qwen25VL(run.policy, dtype="float32", local_files_only=True)
     options: dict[str, Any] = {
@@ -189,9 +204,9 @@ def train(run: Run, devices: int = 1) -> Result:
     assert module.policy is not None
     metrics = {name: float(v) for name, v in trainer.callback_metrics.items() if name.startswith("val/")}
     weights = {name: weight.clone() for name, weight in full_state(module.policy).items()}
-    synced = {name: weight.clone() for name, weight in module.backbone.sync_weights(module.policy)}
+    synced = {name: weight.clone() for name, weight in module.answerer.backbone.sync_weights(module.policy)}
     dtypes = {parameter.dtype for parameter in module.policy.parameters()}
-    return Result(recorder.steps, weights, metrics, module.step_guard.skipped, synced, dtypes)
+    return Result(recorder.steps, weights, metrics, module.learner.skipped_steps, synced, dtypes)
 
 
 def launch(runs: Sequence[Run], processes: int, folder: Path, seconds: float = 300) -> list[dict[str, Result | str]]:

@@ -25,11 +25,13 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from tqdm import tqdm
 
-from pixelthink.cli.registry import RegistryError, load_components
+from pixelthink.answering.answerer import Answerer
+from pixelthink.cli.registry import load_components
 from pixelthink.data.collate import Collate
 from pixelthink.data.datamodule import PromptData
 from pixelthink.data.difficulty import released_rows, success_to_difficulty
-from pixelthink.evaluation.policy_module import PolicyModule
+from pixelthink.errors import UserError
+from pixelthink.evaluation.interface import SegmentationModule
 from pixelthink.files.jsonl import append_log, read_log
 from pixelthink.geometry import Target, box_iou
 from pixelthink.parsing import Answer, parse_completion
@@ -45,11 +47,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         load_components()
         options = build_parser().parse_args(arguments)
         if options.split not in SPLITS:
-            raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {options.split!r}")
+            raise UserError(f"split must be one of {', '.join(SPLITS)}, got {options.split!r}")
         module, data = load_run(options.run, options.policy)
         success = dict(measure(module, data, options))
         rows = released_rows(success_to_difficulty(success))
-    except (ArgumentError, RegistryError, OmegaConfBaseException, ImportError, OSError, ValueError) as error:
+    except (ArgumentError, OmegaConfBaseException, UserError) as error:
         print(f"error: {' '.join(str(error).split())[:500]}", file=sys.stderr)
         return 2
     temporary = Path(f"{options.output}.tmp")
@@ -77,17 +79,17 @@ def build_parser() -> ArgumentParser:
     return parser
 
 
-def load_run(path: str, policy: str | None) -> tuple[PolicyModule, PromptData]:
+def load_run(path: str, policy: str | None) -> tuple[SegmentationModule, PromptData]:
     """Module and data of a run's configuration.
 
     Raises:
-        ValueError: the file has no model or data, or names no component.
+        UserError: the file has no model or data, or names no component.
     """
     config = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
     if not isinstance(config, dict) or not {"model", "data"} <= config.keys():
-        raise ValueError(f"{path}: a run's configuration has model and data")
+        raise UserError(f"{path}: a run's configuration has model and data")
     parser = ArgumentParser(exit_on_error=False)
-    parser.add_subclass_arguments(PolicyModule, "model")
+    parser.add_subclass_arguments(SegmentationModule, "model")
     parser.add_class_arguments(PromptData, "data")
     arguments = [f"--model.policy.path={policy}"] if policy is not None else []
     defaults = parser.parse_object({"model": config["model"], "data": config["data"]})
@@ -95,7 +97,7 @@ def load_run(path: str, policy: str | None) -> tuple[PolicyModule, PromptData]:
     return made.model, made.data
 
 
-def measure(module: PolicyModule, data: PromptData, options: object) -> Iterator[tuple[str, float]]:
+def measure(module: SegmentationModule, data: PromptData, options: object) -> Iterator[tuple[str, float]]:
     """Id and mean success of every sample, taken from the log where they stand there."""
     get = vars(options).__getitem__
     log = f"{get('output')}.rollouts.jsonl"
@@ -103,7 +105,7 @@ def measure(module: PolicyModule, data: PromptData, options: object) -> Iterator
     known = {row["id"]: row["success"] for row in read_log(log) if row["settings"] == settings}
     source = data.sources[get("split")]
     if source is None:
-        raise ValueError(f"data.{get('split')} is not set in {get('run')}")
+        raise UserError(f"data.{get('split')} is not set in {get('run')}")
     source.setup()
     collate = Collate(data.prompt, data.image_size, data.coordinates)
     ids, size = list(source.ids()), get("batch_size")
@@ -111,12 +113,12 @@ def measure(module: PolicyModule, data: PromptData, options: object) -> Iterator
     for start in tqdm(range(0, len(ids), size), unit="batch", desc="answering", file=sys.stderr):
         names = ids[start : start + size]
         if not all(name in known for name in names):
-            _start(module, get("device"))
+            start_once(module.answerer, get("device"))
             samples = [source[index] for index in range(start, start + len(names))]
             if unknown := [s.id for s in samples if s.mask is None and not s.targets]:
-                raise ValueError(f"sample {unknown[0]!r}: where its object is, is not known")
+                raise UserError(f"sample {unknown[0]!r}: where its object is, is not known")
             batch = collate(samples)
-            rollout = module.rollout.generate(batch, sampling, get("seed") + start)
+            rollout = module.answerer.engine.generate(batch, sampling, get("seed") + start, evaluating=True)
             found = successes(rollout, data.prompt.answer_style, get("threshold"))
             known.update(zip(names, found, strict=True))
             append_log(log, [{"id": name, "success": known[name], "settings": settings} for name in names])
@@ -153,19 +155,16 @@ def success(answer: Answer, targets: Sequence[Target], threshold: float) -> floa
     return (len(boxes) - len(free)) / max(len(boxes), len(targets))
 
 
-def _sampling(module: PolicyModule, rollouts: int, temperature: float, limit: int | None) -> SamplingConfig:
+def _sampling(module: SegmentationModule, rollouts: int, temperature: float, limit: int | None) -> SamplingConfig:
     """The run's own way of sampling, as often as asked for."""
-    base: SamplingConfig = getattr(module, "sampling", module.evaluation.sampling)
+    base: SamplingConfig = getattr(module, "sampling", module.evaluator.config.sampling)
     return replace(base, group_size=rollouts, temperature=temperature, max_new_tokens=limit or base.max_new_tokens)
 
 
-def _start(module: PolicyModule, device: str) -> None:
+def start_once(answerer: Answerer, device: str) -> None:
     """Loads the weights when they are first needed; of a training module the policy only, not its reference."""
-    if module.policy is None:
-        PolicyModule.load_models(module)
-        assert module.policy is not None
-        module.policy.to(device)
-        module.rollout.setup(module.backbone, module.policy)
+    if not answerer.is_started:
+        answerer.start(answerer.load_policy().to(device), device)
 
 
 if __name__ == "__main__":

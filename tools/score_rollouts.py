@@ -15,13 +15,14 @@ written, and an older one stays as it was.
 
 from __future__ import annotations
 
+import copy
 import difflib
 import json
 import math
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
 from jsonargparse import ArgumentError, ArgumentParser
 
@@ -32,7 +33,8 @@ from pixelthink.data.solution import parse_objects_solution, parse_solution
 from pixelthink.files.jsonl import read_rows, row_error, write_rows_atomically
 from pixelthink.geometry import Target
 from pixelthink.parsing import parse_completion
-from pixelthink.rewards.base import LengthMode, LengthScore, Reward, RewardTerm
+from pixelthink.rewards.base import LengthScore, Reward, RewardTerm
+from pixelthink.rewards.length import known_length_mode
 from pixelthink.types import Score, ScoringCase
 
 
@@ -73,11 +75,25 @@ def score_rows(reward: Reward, path: str) -> Iterator[dict[str, Any]]:
             if mode is not None and not isinstance(mode, str):
                 raise ValueError(f"length_mode must be a text, got {mode!r}")
             if mode is not None and mode not in by_mode:
-                by_mode[mode] = reward.with_length_mode(cast("LengthMode", mode))
+                by_mode[mode] = with_length_mode(reward, mode)
             chosen = reward if mode is None else by_mode[mode]
             yield output_row(row, chosen.score(scoring_case(row, chosen.answer_style)))
         except ValueError as error:
             raise row_error(path, number, error) from None
+
+
+def with_length_mode(reward: Reward, mode: str) -> Reward:
+    """The same reward, its length counted in another way; one that can count in one way only stays as it is.
+
+    Raises:
+        UserError: there is no such mode.
+    """
+    known = known_length_mode(mode)
+    if not hasattr(getattr(reward, "length", None), "length_mode"):
+        return reward
+    other = copy.deepcopy(reward)
+    other.length.length_mode = known  # type: ignore[attr-defined]
+    return other
 
 
 def scoring_case(row: Mapping[str, Any], style: str) -> ScoringCase:

@@ -9,8 +9,9 @@ from typing import Literal, cast
 
 import numpy as np
 
+from pixelthink.errors import UserError
 from pixelthink.failures import Cause, Flaw
-from pixelthink.geometry import Box, Point, Target, clip_target
+from pixelthink.geometry import Box, Point, Target, clip_target, point_in_box
 from pixelthink.parsing import Answer
 from pixelthink.segmenters.base import SegmentationRequest, Segmenter
 from pixelthink.timing import now
@@ -52,7 +53,7 @@ def answered_objects(prompt: Prompt, answer: Answer) -> AnsweredObjects:
         if _is_outside(in_pixels.box_xyxy, *size):
             flaws.add("object_outside_image")
             continue
-        if not all(_holds(target.box_xyxy, point) for point in target.points_xy):
+        if not all(point_in_box(point, target.box_xyxy) for point in target.points_xy):
             flaws.add("points_off_box")
         if _is_beyond(target.box_xyxy, *prompt.frame.answer_size):
             flaws.add("box_beyond_image")
@@ -104,7 +105,7 @@ def masks_or_reasons(segmenter: Segmenter, requests: Sequence[SegmentationReques
 
     Raises:
         ImportError: a package of the segmenter is missing, which no other request could change.
-        ValueError: the segmenter gave more or fewer masks than it was asked for.
+        UserError: the segmenter gave more or fewer masks than it was asked for.
     """
     if not requests:
         return []
@@ -119,7 +120,7 @@ def masks_or_reasons(segmenter: Segmenter, requests: Sequence[SegmentationReques
         warnings.warn(f"{type(segmenter).__name__} failed, which is counted as segmenter_error: {reason}", stacklevel=2)
         return [reason]
     if len(masks) != len(requests):
-        raise ValueError(f"{type(segmenter).__name__} gave {len(masks)} masks for {len(requests)} requests")
+        raise UserError(f"{type(segmenter).__name__} gave {len(masks)} masks for {len(requests)} requests")
     return [_checked_mask(mask, request) for mask, request in zip(masks, requests, strict=True)]
 
 
@@ -163,8 +164,3 @@ def _is_outside(box: Box, width: int, height: int) -> bool:
 def _is_beyond(box: Box, width: int, height: int) -> bool:
     """Whether a corner of a box lies outside an area of width × height."""
     return min(box) < 0 or max(box[0], box[2]) > width or max(box[1], box[3]) > height
-
-
-def _holds(box: Box, point: Point) -> bool:
-    """Whether a point lies in a box, edges included."""
-    return box[0] <= point[0] <= box[2] and box[1] <= point[1] <= box[3]

@@ -12,7 +12,8 @@ from lightning.pytorch.callbacks import Callback
 from safetensors import SafetensorError
 from torch import nn
 
-from pixelthink.evaluation.policy_module import PolicyModule
+from pixelthink.errors import FileError, UserError
+from pixelthink.evaluation.interface import SegmentationModule
 from pixelthink.files.checkpoints import replace_folder, write_failure
 from pixelthink.parallel.sharding import full_state, is_sharded
 from pixelthink.policies.base import PolicyBackbone
@@ -33,13 +34,17 @@ class HFExport(Callback):
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Refuses what could not be exported, before training and not after it."""
-        if self.what == "adapter" and isinstance(pl_module, PolicyModule) and not pl_module.backbone.adapter_rank:
-            raise ValueError("HFExport: what is 'adapter', but the policy has none; set model.policy.adapter")
+        if (
+            self.what == "adapter"
+            and isinstance(pl_module, SegmentationModule)
+            and not pl_module.answerer.backbone.adapter_rank
+        ):
+            raise UserError("HFExport: what is 'adapter', but the policy has none; set model.policy.adapter")
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if not isinstance(pl_module, PolicyModule) or pl_module.policy is None:
+        if not isinstance(pl_module, SegmentationModule) or pl_module.policy is None:
             return
-        backbone, model = pl_module.backbone, pl_module.policy
+        backbone, model = pl_module.answerer.backbone, pl_module.policy
         if is_sharded(model):
             weights = full_state(model)
             if trainer.is_global_zero:
@@ -61,8 +66,8 @@ def export_policy(
         what: As for `HFExport`.
 
     Raises:
-        OSError: the folder cannot be written; one line. An earlier export is still there, and nothing else.
-        ValueError: there is no adapter to write; one line.
+        FileError: the folder cannot be written; one line. An earlier export is still there, and nothing else.
+        UserError: there is no adapter to write; one line.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
@@ -71,6 +76,6 @@ def export_policy(
         scratch.chmod(0o755)
         replace_folder(folder, scratch)
     except (OSError, SafetensorError) as error:
-        raise OSError(f"policy cannot be exported to {folder}: {write_failure(error, folder.parent)}") from error
+        raise FileError(f"policy cannot be exported to {folder}: {write_failure(error, folder.parent)}") from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)

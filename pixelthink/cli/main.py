@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import traceback
@@ -19,17 +18,14 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from pixelthink.callbacks.training_health import TrainingHealth
 from pixelthink.cli.messages import short_message
-from pixelthink.cli.registry import RegistryError, load_components
+from pixelthink.cli.registry import load_components
 from pixelthink.data.datamodule import PromptData
-from pixelthink.evaluation.policy_module import PolicyModule
+from pixelthink.errors import MissingFileError, UserError
+from pixelthink.evaluation.interface import SegmentationModule
 from pixelthink.parallel.peers import PeerWatch
-from pixelthink.rollouts.weight_sync import WeightSyncError
 
-USER_ERRORS = (
-    *(ValueError, OSError, ImportError, MisconfigurationException),
-    *(RegistryError, ArgumentError, WeightSyncError),
-)
-"""Errors whose message is for the user; anything else is a bug and keeps its traceback."""
+USER_ERRORS = (UserError, ArgumentError, MisconfigurationException)
+"""Errors that the user can mend, printed on one line; anything else is a bug and keeps its traceback."""
 
 PEER_NEWS_SECONDS = 3.0
 """How long an error that may follow from the failure of another process waits for the news of that failure."""
@@ -58,12 +54,12 @@ EXPECTED_WARNINGS = (
 
 
 class PixelThinkCLI(LightningCLI):
-    """LightningCLI whose model is any `PolicyModule` and whose data is `PromptData`."""
+    """LightningCLI whose model is any `SegmentationModule` and whose data is `PromptData`."""
 
     def __init__(self, args: ArgsType = None, run: bool = True, callbacks: Sequence[Callback] = ()) -> None:
         set_parsing_settings(docstring_parse_attribute_docstrings=True)
         super().__init__(
-            PolicyModule,
+            SegmentationModule,
             PromptData,
             subclass_mode_model=True,
             save_config_callback=SaveConfigCallback,
@@ -89,14 +85,6 @@ class PixelThinkCLI(LightningCLI):
     def _parse_ckpt_path(self) -> None:
         """Nothing: a checkpoint has no say in the configuration, and need not be read twice."""
 
-    def instantiate_classes(self) -> None:
-        """Makes the components, and tells the module the configuration that it runs under."""
-        super().instantiate_classes()
-        if self.subcommand is not None:
-            plain = self.config[self.subcommand].clone()
-            plain.pop("config", None)
-            self.model.run_config = json.loads(json.dumps(plain.as_dict(), default=str))
-
     def before_instantiate_classes(self) -> None:
         """Refuses a checkpoint that is not there before anything is loaded; keeps no predictions in memory."""
         if self.subcommand is None:
@@ -107,7 +95,7 @@ class PixelThinkCLI(LightningCLI):
         path = config.get("ckpt_path")
         named = path is not None and path not in ("best", "last", "hpc") and "://" not in str(path)
         if named and not str(path).startswith("registry") and not Path(path).exists():
-            raise FileNotFoundError(f"--ckpt_path: there is no checkpoint {str(path)!r}")
+            raise MissingFileError(f"--ckpt_path: there is no checkpoint {str(path)!r}")
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -143,7 +131,7 @@ def with_default_config(args: Sequence[str]) -> list[str]:
         args: Command line without the program's name.
 
     Raises:
-        FileNotFoundError: a config is needed and the default one is not in the working directory.
+        MissingFileError: a config is needed and the default one is not in the working directory.
     """
     subcommand, *options = args or [""]
     names = {option.split("=")[0] for option in options}
@@ -152,7 +140,7 @@ def with_default_config(args: Sequence[str]) -> list[str]:
     if subcommand not in PixelThinkCLI.subcommands() or asks_for_help or has_config:
         return list(args)
     if not DEFAULT_CONFIG.is_file():
-        raise FileNotFoundError(f"no --config given, and there is no {DEFAULT_CONFIG} here to run by default")
+        raise MissingFileError(f"no --config given, and there is no {DEFAULT_CONFIG} here to run by default")
     print(f"pixelthink: no --config given, running the demo's: --config {DEFAULT_CONFIG}", file=sys.stderr)
     return [subcommand, "--config", str(DEFAULT_CONFIG), *options]
 

@@ -17,7 +17,7 @@ import lightning as L
 
 from pixelthink.cli.registry import KINDS, components
 from pixelthink.data.datamodule import PromptData
-from pixelthink.evaluation.policy_module import PolicyModule
+from pixelthink.evaluation.interface import SegmentationModule
 
 _KEY = re.compile(r'Parser key "(?P<key>[^"]+)":(?P<rest>.*)')
 _CLASS = re.compile(r"Problem with given class_path '(?P<path>[^']+)':")
@@ -33,7 +33,7 @@ _NOISE = re.compile(
 )
 _MAX_VALUE = 60
 
-_TOP_LEVEL: dict[str, type] = {"data": PromptData, "trainer": L.Trainer, "model": PolicyModule}
+_TOP_LEVEL: dict[str, type] = {"data": PromptData, "trainer": L.Trainer, "model": SegmentationModule}
 _TOP_LEVEL_KINDS = {"model": "module", "trainer.callbacks": "callback"}
 
 

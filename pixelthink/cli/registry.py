@@ -21,7 +21,8 @@ from lightning.pytorch.callbacks import Callback
 import pixelthink
 from pixelthink.data.base import SampleSource
 from pixelthink.data.prompts import PromptStyle
-from pixelthink.evaluation.policy_module import PolicyModule
+from pixelthink.errors import UserError
+from pixelthink.evaluation.interface import SegmentationModule
 from pixelthink.judges.base import Judge
 from pixelthink.policies.base import PolicyBackbone
 from pixelthink.policies.reference import Reference
@@ -35,7 +36,7 @@ NO_COMPONENTS = "pixelthink.serving."
 """A program of its own, whose modules need packages that come with vLLM."""
 
 KINDS: dict[str, type] = {
-    "module": PolicyModule,
+    "module": SegmentationModule,
     "policy": PolicyBackbone,
     "reference": Reference,
     "rollout engine": RolloutEngine,
@@ -50,7 +51,7 @@ KINDS: dict[str, type] = {
 }
 
 
-class RegistryError(Exception):
+class RegistryError(UserError):
     """A plugin that cannot be imported, or a short name that two components share."""
 
 

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pixelthink.errors import UserError
 from pixelthink.evaluation.results import Row
 from pixelthink.files.jsonl import append_log, read_log
 
@@ -37,7 +38,7 @@ class Journal:
         Lines that were being written when the run died are cut off. To be called by one process, before `start`.
 
         Raises:
-            ValueError: the rows were made under other settings, which are named, or a file is damaged; one line.
+            UserError: the rows were made under other settings, which are named, or a file is damaged; one line.
         """
         rows: dict[str, Row] = {}
         for path in sorted(self.folder.glob(PARTS)):
@@ -48,7 +49,7 @@ class Journal:
             try:
                 rows |= {row["id"]: row for row in values[1:]}
             except (KeyError, TypeError):
-                raise ValueError(f"{path}: not the rows of an evaluation; remove it to start anew") from None
+                raise UserError(f"{path}: not the rows of an evaluation; remove it to start anew") from None
         return rows
 
     def start(self) -> None:
@@ -80,11 +81,11 @@ class Journal:
         """Refuses rows of other settings."""
         there = first.get("settings") if isinstance(first, dict) else None
         if not isinstance(there, dict):
-            raise ValueError(f"{path}: its first line is no settings of a run; remove the file to start anew")
+            raise UserError(f"{path}: its first line is no settings of a run; remove the file to start anew")
         names = [name for name in {**self.settings, **there} if self.settings.get(name) != there.get(name)]
         if names:
             said = "; ".join(f"{n} was {_short(there.get(n))}, is {_short(self.settings.get(n))}" for n in names)
-            raise ValueError(
+            raise UserError(
                 f"{path.parent} holds an unfinished evaluation under other settings ({said}): finish it with those, "
                 f"write elsewhere, or remove {PARTS} there"
             )

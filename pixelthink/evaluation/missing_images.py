@@ -6,8 +6,9 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 
+from pixelthink.errors import UserError
 from pixelthink.failures import IMAGE_FAILURES
-from pixelthink.parallel.processes import Processes
+from pixelthink.parallel.collectives import all_gather_object
 from pixelthink.types import Prediction
 
 MAX_TOLD = 20
@@ -15,7 +16,7 @@ MAX_TOLD = 20
 
 
 class MissingImages:
-    """What one process has lost in an evaluation."""
+    """The images that one process could not read in an evaluation."""
 
     def __init__(self) -> None:
         self.samples = 0
@@ -38,17 +39,17 @@ class MissingImages:
         if told == MAX_TOLD:
             print("pixelthink: further images that cannot be read are counted and not named here", file=sys.stderr)
 
-    def check(self, processes: Processes) -> None:
-        """Looks at what all processes have found, once all samples have been.
+    def check(self) -> None:
+        """Looks at what all processes have found, once all samples have been answered.
 
         Raises:
-            ValueError: not one image could be read; one line with the first reason and the number of each cause.
+            UserError: not one image could be read; one line with the first reason and the number of each cause.
         """
-        everyone = processes.gathered((self.samples, self.causes, self.first))
+        everyone = all_gather_object((self.samples, self.causes, self.first))
         total = sum(samples for samples, _, _ in everyone)
         causes = sum((causes for _, causes, _ in everyone), Counter())
         if causes.total() < total or not total:
             return
         named = ", ".join(f"{cause} {causes[cause]}" for cause in IMAGE_FAILURES if causes[cause])
         first = next(first for _, _, first in everyone if first is not None)
-        raise ValueError(f"{first} (not one of {total} images could be read: {named})")
+        raise UserError(f"{first} (not one of {total} images could be read: {named})")

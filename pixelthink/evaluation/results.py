@@ -11,6 +11,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from pixelthink.errors import UserError
 from pixelthink.files.atomic import write_atomically
 from pixelthink.files.jsonl import read_rows
 from pixelthink.geometry import Target, decode_rle, encode_rle
@@ -78,17 +79,16 @@ def target_row(target: Target) -> dict[str, Any]:
     return {"box": list(target.box_xyxy), "points": [list(point) for point in target.points_xy]}
 
 
-def recorded_prediction(prompt: Prompt, row: Row, answer_style: str) -> Prediction:
+def recorded_prediction(prompt: Prompt, row: Row) -> Prediction:
     """The prediction of which a row was made, without the log-probabilities of its tokens.
 
     Args:
-        prompt: The question, read again. Where its image has been lost since, the row knows all but the image.
+        prompt: The question, read again. Where its image is missing by now, the row knows all but the image.
         row: Its row, of a sample that was asked.
-        answer_style: Style of the answers, see `pixelthink.parsing.parse_completion`.
     """
     if prompt.sample.missing is not None:
         prompt = replace(prompt, sample=_remembered(prompt.sample, row))
-    answer = parse_completion(row["response"], answer_style)
+    answer = parse_completion(row["response"], prompt.answer_style)
     completion = Completion(
         token_ids=tuple(row["token_ids"]),
         logprobs=(),
@@ -112,7 +112,7 @@ def recorded_prediction(prompt: Prompt, row: Row, answer_style: str) -> Predicti
 
 
 def _remembered(sample: Sample, row: Row) -> Sample:
-    """A sample whose image has been lost since its row was written, with all that the row knows and a blank image."""
+    """A sample whose image has gone missing since its row was written, with all that the row knows."""
     return replace(
         sample,
         image=sample.image.resize(tuple(row["size"])),
@@ -137,7 +137,7 @@ def read_samples(folder: str | Path) -> list[Row]:
 
     Raises:
         FileNotFoundError: the folder holds none.
-        ValueError: a line that is no row; `FILE:ROW: why`.
+        UserError: a line that is no row; `FILE:ROW: why`.
     """
     return [row for _, row in read_rows(Path(folder) / SAMPLES)]
 
@@ -147,15 +147,15 @@ def read_document(folder: str | Path, name: str) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is no JSON object; begins with the path.
+        UserError: it is no JSON object; begins with the path.
     """
     path = Path(folder) / name
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: not JSON: {' '.join(str(error).split())[:100]}") from None
+        raise UserError(f"{path}: not JSON: {' '.join(str(error).split())[:100]}") from None
     if not isinstance(value, dict):
-        raise ValueError(f"{path}: expected a JSON object, found {type(value).__name__}")
+        raise UserError(f"{path}: expected a JSON object, found {type(value).__name__}")
     return value
 
 

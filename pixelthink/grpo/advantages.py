@@ -8,7 +8,8 @@ from torch import Tensor
 def group_advantages(scores: Tensor, group_size: int, scale_by_std: bool = True, eps: float = 1e-6) -> Tensor:
     """How much better than its group each completion did.
 
-    GRPO as released (FACTS section 1): `(r − group mean) / (group std + 1e-6)` with the unbiased std.
+    GRPO as PixelThink releases it (songw-zju/PixelThink, `verl/trainer/core_algos.py`): `(r − group mean) /
+    (group std + 1e-6)` with the unbiased std.
 
     Args:
         scores: Rewards, (N,), group-major: the first `group_size` belong to one prompt.

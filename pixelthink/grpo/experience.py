@@ -25,7 +25,7 @@ PromptT = TypeVar("PromptT", bound=TokenPrompt)
 
 @dataclass(frozen=True)
 class Experience(Generic[PromptT]):
-    """N completions with everything that the loss needs but the policy's own log-probabilities.
+    """N completions with everything that the loss needs besides their log-probabilities under the policy.
 
     Attributes:
         prompts: The prompts, in whatever form the policy scores them.
@@ -36,7 +36,6 @@ class Experience(Generic[PromptT]):
         old_logprobs: Under the policy before the step, (N, T); None where one minibatch makes them the current ones.
         ref_logprobs: Under the reference, (N, T); None without KL.
         rollout_logprobs: Under the engine that sampled, (N, T); None where nobody kept them.
-        rows: Place of each completion in the experience that this one was selected from; empty if from none.
     """
 
     prompts: Sequence[PromptT]
@@ -47,7 +46,6 @@ class Experience(Generic[PromptT]):
     old_logprobs: Tensor | None = None
     ref_logprobs: Tensor | None = None
     rollout_logprobs: Tensor | None = None
-    rows: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         return len(self.completions)
@@ -74,19 +72,13 @@ class Experience(Generic[PromptT]):
             cut(self.old_logprobs),
             cut(self.ref_logprobs),
             cut(self.rollout_logprobs),
-            tuple(rows),
         )
 
     def masked_dummy(self) -> Experience[PromptT]:
-        """Its shortest completion with no token that counts: a forward and backward that leave loss and gradient be."""
+        """Its shortest completion with an empty mask: a forward and backward that add nothing to loss and gradient."""
         shortest = min(range(len(self)), key=lambda row: len(self.completions[row]))
         chosen = self.select([shortest])
         return replace(chosen, mask=torch.zeros_like(chosen.mask))
-
-    def split(self, size: int) -> Iterator[Experience[PromptT]]:
-        """Consecutive pieces of at most `size` completions."""
-        for start in range(0, len(self), size):
-            yield self.select(range(start, min(start + size, len(self))))
 
 
 def minibatches(experience: Experience[PromptT], config: GRPOConfig) -> Iterator[Experience[PromptT]]:

@@ -12,7 +12,7 @@ from pixelthink.grpo.mismatch import RolloutCorrection, rollout_weights
 
 @dataclass(frozen=True)
 class GRPOConfig:
-    """Constants of the algorithm; the defaults are the released recipe's (FACTS section 1).
+    """Constants of the algorithm; the defaults are those of PixelThink's released 7B script.
 
     Attributes:
         clip: Half-width of the trust region of the probability ratio.

@@ -14,33 +14,50 @@ from pixelthink.grpo.loss import GRPOConfig
 PromptT = TypeVar("PromptT", bound=TokenPrompt)
 
 
+def micro_batch_rows(
+    prompts: Sequence[PromptT],
+    completions: Sequence[Tensor],
+    prompt_index: Sequence[int],
+    config: GRPOConfig,
+    shared_prefix: bool = True,
+) -> list[list[int]]:
+    """Which completions share a forward and backward pass; each is in one pass.
+
+    Args:
+        prompts: P prompts.
+        completions: Token ids of N completions, int64 (length,) each.
+        prompt_index: Which prompt each completion follows, (N,).
+        config: `micro_batch_tokens` where positive, else `micro_batch_size` consecutive completions.
+        shared_prefix: Whether the policy computes a prompt once for all its completions of a pass.
+
+    Returns:
+        Indices of completions, pass by pass.
+    """
+    count, size = len(completions), config.micro_batch_size
+    if not config.micro_batch_tokens:
+        return [list(range(start, min(start + size, count))) for start in range(0, count, size)]
+    plan = plan_shared if shared_prefix else plan_padded
+    lengths = [len(prompt.token_ids) for prompt in prompts], [len(completion) for completion in completions]
+    return plan(*lengths, prompt_index, config.micro_batch_tokens)
+
+
 def micro_batches(
     experience: Experience[PromptT], config: GRPOConfig, shared_prefix: bool = True
 ) -> list[Experience[PromptT]]:
-    """Pieces that together hold every completion once; `in_order` puts their results back in order.
+    """An experience in the pieces of `micro_batch_rows`."""
+    parts = experience.prompts, experience.completions, experience.prompt_index
+    return [experience.select(rows) for rows in micro_batch_rows(*parts, config, shared_prefix)]
+
+
+def in_order(values: Sequence[Tensor], rows: Sequence[Sequence[int]]) -> Tensor:
+    """Per-token values of passes, each (n, t), as one (N, T) in the order of the completions.
 
     Args:
-        experience: What is cut.
-        config: `micro_batch_tokens` where positive, else `micro_batch_size` consecutive completions.
-        shared_prefix: Whether the policy computes a prompt once for all its completions of a piece.
+        values: Of each pass.
+        rows: Which completions each pass holds, as `micro_batch_rows` gives them.
     """
-    if not config.micro_batch_tokens:
-        return list(experience.split(config.micro_batch_size))
-    prompts = [len(prompt.token_ids) for prompt in experience.prompts]
-    completions = [len(completion) for completion in experience.completions]
-    plan = plan_shared if shared_prefix else plan_padded
-    return [
-        experience.select(rows)
-        for rows in plan(prompts, completions, experience.prompt_index, config.micro_batch_tokens)
-    ]
-
-
-def in_order(values: Sequence[Tensor], pieces: Sequence[Experience[PromptT]]) -> Tensor:
-    """Per-token values of pieces, each (n, t), as one (N, T) in the order of the experience that was cut."""
     found = {
-        row: value
-        for piece, table in zip(pieces, values, strict=True)
-        for row, value in zip(piece.rows, table, strict=True)
+        row: value for part, table in zip(rows, values, strict=True) for row, value in zip(part, table, strict=True)
     }
     return pad_sequence([found[row] for row in range(len(found))], batch_first=True)
 

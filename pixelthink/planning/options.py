@@ -57,7 +57,7 @@ def options_for(run: Run) -> list[Option]:
 
 
 def _options(run: Run) -> Iterator[tuple[tuple[str, ...], str, bool]]:
-    module, policy = run.module, run.module.backbone
+    module, policy = run.module, run.module.answerer.backbone
     size, group = run.data.image_size, module.sampling.group_size
     if isinstance(policy, Qwen25VL):
         checkpointing = ("--model.policy.gradient_checkpointing=true",)
@@ -100,8 +100,10 @@ def _options(run: Run) -> Iterator[tuple[tuple[str, ...], str, bool]]:
     fewer = tuple(side // 56 * 28 if side % 28 == 0 else side // 64 * 32 for side in size)
     coarser = f"--data.image_size=[{fewer[0]}, {fewer[1]}]"
     yield (coarser,), "small objects are seen less well; thresholds in pixels mean other things", min(fewer) > 0
-    if isinstance(module.rollout, HFEngine):
-        together = run.prompts if not module.rollout.batch_size else module.rollout.batch_size // group
+    if isinstance(module.answerer._rollout, HFEngine):
+        together = (
+            run.prompts if not module.answerer._rollout.batch_size else module.answerer._rollout.batch_size // group
+        )
         yield (f"--model.rollout.batch_size={group}",), "rollouts take longer", together > 1
     sharding = f"--trainer.strategy={{class_path: {FSDP2.__module__}.FSDP2}}"
     yield (sharding,), "more traffic between GPUs", run.gpus > 1 and not run.sharded

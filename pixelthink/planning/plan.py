@@ -16,6 +16,7 @@ from pixelthink.planning.step import Phases, StepSize
 from pixelthink.policies.reference import FrozenCopy
 from pixelthink.rollouts.hf import HFEngine
 from pixelthink.rollouts.vllm import VLLMEngine
+from pixelthink.training.learner import trainable_parameters
 
 GIB = 2**30
 PURPOSES = (
@@ -104,7 +105,7 @@ class Engine:
         Raises:
             ValueError: the engine's share does not hold its weights; one line with both.
         """
-        engine, policy = run.module.rollout, run.module.policy
+        engine, policy = run.module.answerer._rollout, run.module.policy
         if not isinstance(engine, VLLMEngine) or not run.on_gpu:
             return Engine({}, {})
         assert policy is not None
@@ -142,7 +143,7 @@ def plan_run(
     )
     phases, most = simulate_step(module, size, autocast=run.autocast(), dtype=run.true_dtype, on_gpu=run.on_gpu)
     assert module.policy is not None
-    trained = sum(p.numel() for p in module.trainable_parameters())
+    trained = sum(p.numel() for p in trainable_parameters(module.policy))
     packed = [part for part in module.policy.modules() if isinstance(part, ShapedLinear)]
     unpacked = sum(part.in_features * part.out_features - part.weight.numel() for part in packed)
     parameters = (sum(p.numel() for p in module.policy.parameters()) + unpacked, trained)
@@ -171,7 +172,7 @@ def across_processes(name: str, phase: Mapping[str, int], run: Run) -> Counter[s
             found[purpose] = -(-found[purpose] // run.gpus)
         if name == "update":
             found["communication"] += gathered(run.module.policy, run.gathered_dtype)
-        elif name != "optimizer" and (name != "rollout" or isinstance(run.module.rollout, HFEngine)):
+        elif name != "optimizer" and (name != "rollout" or isinstance(run.module.answerer._rollout, HFEngine)):
             found["communication"] += parameter_bytes(run.module.policy.parameters(), run.gathered_dtype)
     return found
 

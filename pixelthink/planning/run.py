@@ -91,7 +91,7 @@ class Run:
         return self._optimizer().defaults.get(name)
 
     def _optimizer(self) -> Optimizer:
-        return self.module.optimizer_factory([torch.nn.Parameter(torch.zeros(1))])
+        return self.module.learner.optimizer([torch.nn.Parameter(torch.zeros(1))])
 
     @property
     def sharded(self) -> bool:

@@ -20,6 +20,7 @@ from pixelthink.policies.base import PolicyBackbone
 from pixelthink.policies.quantization import Quantization
 from pixelthink.policies.reference import FrozenCopy, QuantizedCopy
 from pixelthink.training.grpo_module import GRPOModule
+from pixelthink.training.learner import trainable_parameters
 
 EIGHT_BIT_FROM, EIGHT_BIT_BLOCK = 4096, 256
 """bitsandbytes keeps states of smaller parameters in float32, and a float32 scale for each block of larger ones'."""
@@ -61,7 +62,7 @@ def _where_it_is(module: nn.Module, *target: Any, **options: Any) -> nn.Module:
 
 def load(module: GRPOModule, ledger: Ledger, dtype: torch.dtype | None = None) -> None:
     """Gives the module its policy and reference as `configure_model` and the precision would."""
-    module.policy = model_without_weights(module.backbone)
+    module.policy = model_without_weights(module.answerer.backbone)
     if dtype is not None:
         for tensor in stored(module.policy):
             if tensor.is_floating_point():
@@ -70,11 +71,11 @@ def load(module: GRPOModule, ledger: Ledger, dtype: torch.dtype | None = None) -
     if module.grpo.kl_coef > 0:
         if isinstance(module.reference, QuantizedCopy):
             module.reference = _QuantizedShape(module.reference)
-        module.reference_model = module.reference.build(module.backbone, module.policy)
+        module.reference_model = module.reference.build(module.answerer.backbone, module.policy)
         with module.reference.weights(module.policy) as model:
             if model is not module.policy:
                 ledger.label(stored(model), "reference")
-    for parameter in module.trainable_parameters():
+    for parameter in trainable_parameters(module.policy):
         parameter.register_post_accumulate_grad_hook(lambda p: ledger.label([p.grad], "gradients"))
 
 
@@ -100,8 +101,9 @@ def optimizer_with_states(module: GRPOModule, ledger: Ledger, on_gpu: bool) -> O
     Raises:
         ValueError: its step cannot be taken with shapes only, so its states are not known; one line that names it.
     """
-    parameters = list(module.trainable_parameters())
-    optimizer = module.optimizer_factory(parameters)
+    assert module.policy is not None
+    parameters = list(trainable_parameters(module.policy))
+    optimizer = module.learner.optimizer(parameters)
     if type(optimizer).__module__.startswith("bitsandbytes"):
         return EightBit(parameters, ledger, paged="Paged" in type(optimizer).__name__)
     for group in optimizer.param_groups:  # what torch chooses by itself for parameters on a GPU

@@ -25,6 +25,8 @@ from pixelthink.rollouts.group_cache import GroupCache, grown
 from pixelthink.rollouts.hf import HFEngine
 from pixelthink.rollouts.sampling import draw
 from pixelthink.training.grpo_module import GRPOModule
+from pixelthink.training.learner import trainable_parameters
+from pixelthink.training.scorer import Scorer
 
 FILES = {"policies/logprobs.py": "logits", "policies/vision.py": "vision"}
 """What tensors are for that these files ask for, see `Ledger`."""
@@ -106,9 +108,9 @@ def run_step(
     ledger = ledger or Ledger()
     with autocast or nullcontext():
         prompts, phases["images"] = with_features(module, encoded_prompts(model, size), ledger)
-        if isinstance(module.rollout, HFEngine):
+        if isinstance(module.answerer._rollout, HFEngine):
             with ledger.watch() as peak:
-                decode_last_token(module, module.rollout, prompts, size, ledger)
+                decode_last_token(module, module.answerer._rollout, prompts, size, ledger)
             phases["rollout"] = peak()
         if not tower_is_frozen(cast("Any", model).model):
             prompts = [replace(prompt, features=None) for prompt in prompts]
@@ -120,11 +122,10 @@ def run_step(
             backward(module, next(minibatches(experience, module.grpo)), ledger)
         phases["update"] = peak()
     with ledger.watch() as peak:
-        nn.utils.clip_grad_norm_(list(module.trainable_parameters()), module.grpo.max_grad_norm)
+        nn.utils.clip_grad_norm_(list(trainable_parameters(model)), module.grpo.max_grad_norm)
         optimizer.step()
     phases["optimizer"] = peak()
     optimizer.zero_grad()
-    module.log_ratios.clear()
     return phases
 
 
@@ -151,30 +152,45 @@ def with_frozen_logprobs(module: GRPOModule, experience: Experience[EncodedPromp
     assert module.policy is not None
     found: dict[str, Tensor] = {}
     if module.grpo.minibatches * module.grpo.epochs > 1:
-        module.frozen_logprobs(module.policy, first_micro_batch(module, experience))
+        frozen(module, module.policy, experience)
         found["old_logprobs"] = torch.zeros(experience.mask.shape)
     if module.grpo.kl_coef > 0:
         with module.reference.weights(module.policy) as model:
-            module.frozen_logprobs(model, first_micro_batch(module, experience))
+            frozen(module, model, experience)
         found["ref_logprobs"] = torch.zeros(experience.mask.shape)
     return Experience(**{**vars(experience), **found})
 
 
+def scorer_of(module: GRPOModule) -> Scorer:
+    """The module's scorer, as `on_fit_start` makes it."""
+    assert module.policy is not None
+    return Scorer(module.answerer.backbone, module.policy, module.reference, module.grpo)
+
+
+def frozen(module: GRPOModule, model: nn.Module, experience: Experience[EncodedPrompt]) -> None:
+    """Scores the largest micro-batch without gradient."""
+    largest = first_micro_batch(module, experience)
+    scorer_of(module).frozen_logprobs(model, largest.prompts, largest.completions, largest.prompt_index)
+
+
 def first_micro_batch(module: GRPOModule, experience: Experience[EncodedPrompt]) -> Experience[EncodedPrompt]:
     """The micro-batch with the most tokens."""
-    pieces = micro_batches(experience, module.grpo, module.backbone.shares_prefix)
+    pieces = micro_batches(experience, module.grpo, module.answerer.backbone.shares_prefix)
     return max(pieces, key=lambda piece: int(piece.token_count))
 
 
 def backward(module: GRPOModule, minibatch: Experience[EncodedPrompt], ledger: Ledger) -> None:
     """Forward and backward of the largest micro-batch; where there are several, beside the gradients of another."""
-    pieces = micro_batches(drop_zero_advantage(minibatch, module.grpo), module.grpo, module.backbone.shares_prefix)
+    pieces = micro_batches(
+        drop_zero_advantage(minibatch, module.grpo), module.grpo, module.answerer.backbone.shares_prefix
+    )
     if len(pieces) > 1:
-        for parameter in module.trainable_parameters():
+        assert module.policy is not None
+        for parameter in trainable_parameters(module.policy):
             parameter.grad = torch.zeros_like(parameter)
             ledger.label([parameter.grad], "gradients")
     largest = max(pieces, key=lambda piece: int(piece.token_count))
-    grpo_loss(module.loss_inputs(largest), module.grpo, normalizer=minibatch.token_count).loss.backward()
+    grpo_loss(scorer_of(module).loss_inputs(largest), module.grpo, normalizer=minibatch.token_count).loss.backward()
 
 
 def decode_last_token(
@@ -188,14 +204,14 @@ def decode_last_token(
     model.eval()
     with torch.no_grad():
         cache = GroupCache(reserve=size.group_size * min(size.response_tokens, RESERVE_STEPS))
-        prefill = module.backbone.prefill(model, prompts, cache)
+        prefill = module.answerer.backbone.prefill(model, prompts, cache)
         cache.open_prompts(prefill.lengths)
         slots = torch.arange(size.group_size).repeat(len(prompts), 1)
         fill(cache, slots, size.response_tokens)
         ledger.label([tensor for layer in cache.layers for tensor in layer], "KV cache")
         cache.open(slots)
         positions = torch.full_like(slots, 1)
-        logits = module.backbone.decode(model, torch.zeros_like(slots), positions, cache, cache.visible(slots))
+        logits = module.answerer.backbone.decode(model, torch.zeros_like(slots), positions, cache, cache.visible(slots))
         uniform = torch.zeros(slots.numel())
         draw(logits.flatten(0, 1), torch.zeros(1, dtype=torch.int64), module.sampling, uniform)
     model.train()

@@ -14,20 +14,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal, get_args
+from dataclasses import dataclass
 
 import torch
 
 from pixelthink.parsing import parse_completion
+from pixelthink.segmenters.base import Segmenter
 from pixelthink.types import RewardOutput, RolloutBatch, Score, ScoringCase
-
-if TYPE_CHECKING:
-    from pixelthink.segmenters.base import Segmenter
-
-LengthMode = Literal["response_words", "reasoning_tokens"]
-"""What a length rule counts: white-space separated words of the whole response, or tokens inside `<think>`."""
-
-LENGTH_MODES: tuple[LengthMode, ...] = get_args(LengthMode)
 
 
 class RewardTerm(ABC):
@@ -55,27 +48,36 @@ class RewardTerm(ABC):
         return [self(case) for case in cases]
 
 
+@dataclass(frozen=True)
+class LengthResult:
+    """What a length rule says of one response.
+
+    Attributes:
+        score: Factor for the accuracy, in [0, 1] for most rules; see `LengthScore.combine`.
+        used: Words or tokens that the rule counted; None where it does not look at length.
+        budget: Words or tokens that the response may use; None where it has no budget.
+    """
+
+    score: float
+    used: int | None = None
+    budget: float | None = None
+
+
 class LengthScore(ABC):
     """How much of the accuracy a response keeps for its length."""
 
     @abstractmethod
-    def __call__(self, case: ScoringCase) -> tuple[int | None, float | None, float]:
-        """`(length_used, length_budget, length_score)`.
-
-        `length_used` is None where the rule does not look at length, the budget None where the response has none.
+    def __call__(self, case: ScoringCase) -> LengthResult:
+        """The rule's result for one response.
 
         Raises:
-            ValueError: if the rule needs a difficulty, an uncertainty or a token count that the case lacks; names the
+            UserError: the rule needs a difficulty, an uncertainty or a token count that the case lacks; names the
                 sample.
         """
 
     def combine(self, accuracy: float, length_score: float) -> float:
         """The reward from the sum of the terms and the length score: their product (PixelThink, released reward)."""
         return length_score * accuracy
-
-    def with_length_mode(self, mode: LengthMode) -> LengthScore:
-        """The same rule, counting in another way; a rule that knows one way only stays as it is."""
-        return self
 
 
 class Reward(ABC):
@@ -95,17 +97,13 @@ class Reward(ABC):
         """Scores of a step's responses; a reward with parts that are cheaper for many at once overrides this."""
         return [self.score(case) for case in cases]
 
-    def with_length_mode(self, mode: LengthMode) -> Reward:
-        """The same reward, counting length in another way; one that does not look at length stays as it is."""
-        return self
-
     def __call__(self, rollout: RolloutBatch) -> RewardOutput:
         """Scores of a rollout, group-major."""
         scores = self.score_all([self._case(rollout, index) for index in range(len(rollout.completions))])
         return RewardOutput(torch.tensor([s.reward for s in scores], dtype=torch.float32), tuple(scores))
 
     def _case(self, rollout: RolloutBatch, index: int) -> ScoringCase:
-        """All that there is to know of completion `index`."""
+        """Everything that the reward may look at of completion `index`."""
         prompt, completion = rollout.prompt_of(index), rollout.completions[index]
         return ScoringCase(
             id=prompt.sample.id,

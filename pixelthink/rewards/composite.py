@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 from jsonargparse import lazy_instance
 
 from pixelthink.components import resolved
-from pixelthink.rewards.base import LengthMode, LengthScore, Reward, RewardTerm
+from pixelthink.rewards.base import LengthScore, Reward, RewardTerm
 from pixelthink.rewards.format import AnswerFormat, ThinkFormat
 from pixelthink.rewards.length import ReleasedBudget
 from pixelthink.rewards.localization import BoxIoU, BoxL1, PointL1
 from pixelthink.rewards.terms import named_terms, set_up, values_of
+from pixelthink.segmenters.base import Segmenter
 from pixelthink.types import Score, ScoringCase
-
-if TYPE_CHECKING:
-    from pixelthink.segmenters.base import Segmenter
 
 
 class PixelThinkReward(Reward):
@@ -35,7 +31,7 @@ class PixelThinkReward(Reward):
         extra: Further terms to add, each logged under its class name.
 
     Raises:
-        ValueError: if two terms would be logged under one name.
+        UserError: two terms would be logged under one name.
     """
 
     def __init__(
@@ -63,7 +59,7 @@ class PixelThinkReward(Reward):
         set_up(self.terms, device, segmenter)
 
     def score(self, case: ScoringCase) -> Score:
-        """Score of one response; raises ValueError, naming the sample, where a term lacks what it needs."""
+        """Score of one response. Raises UserError, naming the sample, where a term lacks what it needs."""
         return self.score_all([case])[0]
 
     def score_all(self, cases: Sequence[ScoringCase]) -> list[Score]:
@@ -72,17 +68,11 @@ class PixelThinkReward(Reward):
 
     def _combined(self, case: ScoringCase, parts: Mapping[str, float]) -> Score:
         """The reward of one response from its terms and its length."""
-        used, budget, length_score = self.length(case)
+        length = self.length(case)
         return Score(
-            reward=self.length.combine(sum(parts.values()), length_score),
+            reward=self.length.combine(sum(parts.values()), length.score),
             parts=parts,
-            length_used=used,
-            length_budget=budget,
-            length_score=length_score,
+            length_used=length.used,
+            length_budget=length.budget,
+            length_score=length.score,
         )
-
-    def with_length_mode(self, mode: LengthMode) -> PixelThinkReward:
-        """The same reward, counting length in another way."""
-        other = copy.copy(self)
-        other.length = self.length.with_length_mode(mode)
-        return other

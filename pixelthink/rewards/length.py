@@ -5,11 +5,15 @@ Their constants stand here, as constructor defaults, and nowhere else.
 
 from __future__ import annotations
 
-import copy
 import math
+from typing import Literal, get_args
 
-from pixelthink.rewards.base import LENGTH_MODES, LengthMode, LengthScore
+from pixelthink.errors import UserError
+from pixelthink.rewards.base import LengthResult, LengthScore
 from pixelthink.types import ScoringCase
+
+LengthMode = Literal["response_words", "reasoning_tokens"]
+"""What a length rule counts: white-space separated words of the whole response, or tokens inside `<think>`."""
 
 
 def l1_exact(used_tokens: float, target_tokens: float, alpha: float) -> float:
@@ -37,9 +41,9 @@ def l1_max(used_tokens: float, target_tokens: float, alpha: float) -> float:
 class NoLengthScore(LengthScore):
     """Length does not count: the score is always 1, no budget, nothing needed."""
 
-    def __call__(self, case: ScoringCase) -> tuple[int | None, float | None, float]:
-        """`(None, None, 1.0)`."""
-        return None, None, 1.0
+    def __call__(self, case: ScoringCase) -> LengthResult:
+        """A score of 1."""
+        return LengthResult(1.0)
 
 
 class ReleasedBudget(LengthScore):
@@ -64,7 +68,7 @@ class ReleasedBudget(LengthScore):
             "reasoning_tokens", the tokens inside `<think>`.
 
     Raises:
-        ValueError: if the thresholds are out of order, the slope is not positive, or the mode is unknown.
+        UserError: if the thresholds are out of order, the slope is not positive, or the mode is unknown.
     """
 
     def __init__(
@@ -78,29 +82,29 @@ class ReleasedBudget(LengthScore):
         length_mode: LengthMode = "response_words",
     ) -> None:
         if not easy_threshold <= hard_threshold:
-            raise ValueError("ReleasedBudget: easy_threshold must not exceed hard_threshold")
+            raise UserError("ReleasedBudget: easy_threshold must not exceed hard_threshold")
         if not slope > 0:
-            raise ValueError(f"ReleasedBudget: slope must be positive, got {slope}")
+            raise UserError(f"ReleasedBudget: slope must be positive, got {slope}")
         self.easy_threshold = easy_threshold
         self.hard_threshold = hard_threshold
         self.easy_budget = easy_budget
         self.hard_budget = hard_budget
         self.uncertainty_weight = uncertainty_weight
         self.slope = slope
-        self.length_mode = _known_mode(length_mode)
+        self.length_mode = known_length_mode(length_mode)
 
-    def __call__(self, case: ScoringCase) -> tuple[int | None, float | None, float]:
-        """`(length_used, length_budget, length_score)`; the score lies in [0, 1].
+    def __call__(self, case: ScoringCase) -> LengthResult:
+        """The score lies in [0, 1].
 
         Raises:
-            ValueError: no difficulty; no uncertainty for a hard query; no token count where tokens are counted.
+            UserError: no difficulty; no uncertainty for a hard query; no token count where tokens are counted.
         """
         used = len(case.text.split()) if self.length_mode == "response_words" else _reasoning_tokens(case)
         budget = self.budget(case)
         if budget is None:
-            return used, None, 1.0
+            return LengthResult(1.0, used)
         per_unit = 1.0 / self.slope  # multiplied, not divided by: for the released rounding
-        return used, budget, min(max(1.0 - (used - budget) * per_unit, 0.0), 1.0)
+        return LengthResult(min(max(1.0 - (used - budget) * per_unit, 0.0), 1.0), used, budget)
 
     def budget(self, case: ScoringCase) -> float | None:
         """The budget by the sample's difficulty; None in the medium range."""
@@ -108,12 +112,6 @@ class ReleasedBudget(LengthScore):
         if difficulty >= self.hard_threshold:
             return self.hard_budget + self.uncertainty_weight * _uncertainty(case)
         return self.easy_budget if difficulty < self.easy_threshold else None
-
-    def with_length_mode(self, mode: LengthMode) -> ReleasedBudget:
-        """The same rule, counting in another way."""
-        other = copy.copy(self)
-        other.length_mode = _known_mode(mode)
-        return other
 
 
 class TokenBudget(LengthScore):
@@ -147,7 +145,7 @@ class TokenBudget(LengthScore):
         floor: What remains of the accuracy however long the reasoning, 0 to 1.
 
     Raises:
-        ValueError: if a number is out of its range; says which.
+        UserError: if a number is out of its range; says which.
     """
 
     def __init__(
@@ -163,13 +161,13 @@ class TokenBudget(LengthScore):
         floor: float = 0.0,
     ) -> None:
         if not (easy_tokens > 0 and hard_tokens > 0 and tolerance > 0):
-            raise ValueError("TokenBudget: easy_tokens, hard_tokens and tolerance must be positive")
+            raise UserError("TokenBudget: easy_tokens, hard_tokens and tolerance must be positive")
         if not easy_difficulty < hard_difficulty:
-            raise ValueError("TokenBudget: easy_difficulty must lie below hard_difficulty")
+            raise UserError("TokenBudget: easy_difficulty must lie below hard_difficulty")
         if not (uncertainty_tokens >= 0 and easy_bonus >= 0 and hard_bonus >= 0):
-            raise ValueError("TokenBudget: uncertainty_tokens, easy_bonus and hard_bonus must not be negative")
+            raise UserError("TokenBudget: uncertainty_tokens, easy_bonus and hard_bonus must not be negative")
         if not 0 <= floor <= 1:
-            raise ValueError(f"TokenBudget: floor must lie in [0, 1], got {floor}")
+            raise UserError(f"TokenBudget: floor must lie in [0, 1], got {floor}")
         self.easy_tokens = easy_tokens
         self.hard_tokens = hard_tokens
         self.easy_difficulty = easy_difficulty
@@ -180,11 +178,11 @@ class TokenBudget(LengthScore):
         self.tolerance = tolerance
         self.floor = floor
 
-    def __call__(self, case: ScoringCase) -> tuple[int | None, float | None, float]:
-        """`(tokens inside <think>, budget, length_score)`.
+    def __call__(self, case: ScoringCase) -> LengthResult:
+        """Counts tokens inside `<think>`.
 
         Raises:
-            ValueError: no difficulty, no token count, or no uncertainty where it is asked for.
+            UserError: no difficulty, no token count, or no uncertainty where it is asked for.
         """
         used, hardness = _reasoning_tokens(case), self._hardness(case)
         budget = self.easy_tokens + hardness * (self.hard_tokens - self.easy_tokens)
@@ -192,9 +190,9 @@ class TokenBudget(LengthScore):
             budget += self.uncertainty_tokens * _uncertainty(case)
         excess = used / budget - 1
         if excess > 0:
-            return used, budget, self.floor + (1 - self.floor) * math.exp(-excess / self.tolerance)
+            return LengthResult(self.floor + (1 - self.floor) * math.exp(-excess / self.tolerance), used, budget)
         bonus = self.easy_bonus + hardness * (self.hard_bonus - self.easy_bonus)
-        return used, budget, 1.0 - bonus * excess if case.answer.think_ok else 1.0
+        return LengthResult(1.0 - bonus * excess if case.answer.think_ok else 1.0, used, budget)
 
     def _hardness(self, case: ScoringCase) -> float:
         """Where the sample lies between easy (0) and hard (1)."""
@@ -217,10 +215,10 @@ class L1Exact(LengthScore):
         self.alpha = alpha
         self.additive = additive
 
-    def __call__(self, case: ScoringCase) -> tuple[int | None, float | None, float]:
-        """`(tokens inside <think>, target, score)`; raises ValueError where nobody counted the tokens."""
+    def __call__(self, case: ScoringCase) -> LengthResult:
+        """Counts tokens inside `<think>`; raises UserError where nobody counted them."""
         used = _reasoning_tokens(case)
-        return used, self.target_tokens, l1_exact(used, self.target_tokens, self.alpha)
+        return LengthResult(l1_exact(used, self.target_tokens, self.alpha), used, self.target_tokens)
 
     def combine(self, accuracy: float, length_score: float) -> float:
         """Accuracy and score, added or multiplied as L1 does it."""
@@ -241,10 +239,10 @@ class L1Max(LengthScore):
         self.alpha = alpha
         self.multiplicative = multiplicative
 
-    def __call__(self, case: ScoringCase) -> tuple[int | None, float | None, float]:
-        """`(tokens inside <think>, target, score)`; raises ValueError where nobody counted the tokens."""
+    def __call__(self, case: ScoringCase) -> LengthResult:
+        """Counts tokens inside `<think>`; raises UserError where nobody counted them."""
         used = _reasoning_tokens(case)
-        return used, self.target_tokens, l1_max(used, self.target_tokens, self.alpha)
+        return LengthResult(l1_max(used, self.target_tokens, self.alpha), used, self.target_tokens)
 
     def combine(self, accuracy: float, length_score: float) -> float:
         """Accuracy and score, added or multiplied as L1 does it."""
@@ -256,31 +254,45 @@ def _l1_combine(accuracy: float, length_score: float, additive: bool) -> float:
     return accuracy + length_score if additive else max(0.0, length_score) * accuracy
 
 
-def _known_mode(mode: LengthMode) -> LengthMode:
-    if mode not in LENGTH_MODES:
-        raise ValueError(f"unknown length_mode {mode!r}; known: {', '.join(LENGTH_MODES)}")
-    return mode
+def known_length_mode(mode: str) -> LengthMode:
+    """The mode, if it is one.
+
+    Raises:
+        UserError: it is not.
+    """
+    for known in get_args(LengthMode):
+        if mode == known:
+            return known
+    raise UserError(f"unknown length_mode {mode!r}; known: {', '.join(get_args(LengthMode))}")
 
 
 def _difficulty(case: ScoringCase) -> float:
     if case.difficulty is None:
-        raise ValueError(f"sample {case.id}: no difficulty, which the length budget needs")
-    if not 1 <= case.difficulty <= 10:
-        raise ValueError(f"sample {case.id}: difficulty must lie in [1, 10], got {case.difficulty}")
-    return case.difficulty
+        raise UserError(
+            f"sample {case.id}: no difficulty, which the length budget needs: set data.train.difficulty_file (see "
+            "tools/rate_difficulty.py and tools/estimate_difficulty.py), or model.reward.length=NoLengthScore"
+        )
+    return _within(case, "difficulty", case.difficulty, 1, 10)
 
 
 def _uncertainty(case: ScoringCase) -> float:
     if case.uncertainty is None:
-        raise ValueError(f"sample {case.id}: no uncertainty (top-2 probabilities), which the length budget needs")
-    if not 0 <= case.uncertainty <= 1:
-        raise ValueError(f"sample {case.id}: uncertainty must lie in [0, 1], got {case.uncertainty}")
-    return case.uncertainty
+        raise UserError(
+            f"sample {case.id}: no uncertainty (top-2 probabilities), which the length budget needs: the rollout "
+            "engine gave none, or the row has no 'uncertainty'"
+        )
+    return _within(case, "uncertainty", case.uncertainty, 0, 1)
+
+
+def _within(case: ScoringCase, name: str, value: float, low: float, high: float) -> float:
+    if not low <= value <= high:
+        raise UserError(f"sample {case.id}: {name} must lie in [{low}, {high}], got {value}")
+    return value
 
 
 def _reasoning_tokens(case: ScoringCase) -> int:
     if case.reasoning_tokens is None:
-        raise ValueError(f"sample {case.id}: no count of reasoning tokens, which the length score needs")
+        raise UserError(f"sample {case.id}: no count of reasoning tokens, which the length score needs")
     if case.reasoning_tokens < 0:
-        raise ValueError(f"sample {case.id}: reasoning tokens must not be negative, got {case.reasoning_tokens}")
+        raise UserError(f"sample {case.id}: reasoning tokens must not be negative, got {case.reasoning_tokens}")
     return case.reasoning_tokens

@@ -8,33 +8,15 @@ from __future__ import annotations
 
 import math
 
-from pixelthink.geometry import Box, Point, Target
+from pixelthink.errors import UserError
+from pixelthink.geometry import Box, Point, Target, box_iou, point_in_box
 from pixelthink.rewards.base import RewardTerm
 from pixelthink.types import ScoringCase
-
-
-def box_iou(first: Box, second: Box) -> float:
-    """Intersection over union of two boxes whose corners both belong to them (+1 pixel convention); 0 to 1.
-
-    A box inside out covers nothing to intersect with, so its IoU is 0.
-    """
-    width = min(first[2], second[2]) - max(first[0], second[0]) + 1
-    height = min(first[3], second[3]) - max(first[1], second[1]) + 1
-    if width <= 0 or height <= 0:
-        return 0.0
-    intersection = width * height
-    union = _area(first) + _area(second) - intersection
-    return intersection / union if union > 0 else 0.0
 
 
 def box_l1(first: Box, second: Box) -> float:
     """Mean absolute difference of the four coordinates, in the boxes' units."""
     return sum(abs(a - b) for a, b in zip(first, second, strict=True)) / 4
-
-
-def point_in_box(point: Point, box: Box) -> bool:
-    """Whether the point lies in the box, its border included."""
-    return box[0] <= point[0] <= box[2] and box[1] <= point[1] <= box[3]
 
 
 def paired_point_distance(first: tuple[Point, Point], second: tuple[Point, Point]) -> float:
@@ -98,18 +80,14 @@ def single_target(case: ScoringCase) -> Target:
     """The one target of a single-object case.
 
     Raises:
-        ValueError: if the case has none or several; names the sample.
+        UserError: the case has none or several; names the sample.
     """
     if len(case.targets) != 1:
-        raise ValueError(f"sample {case.id}: a single-object reward needs exactly 1 target, found {len(case.targets)}")
+        raise UserError(f"sample {case.id}: a single-object reward needs exactly 1 target, found {len(case.targets)}")
     return case.targets[0]
-
-
-def _area(box: Box) -> float:
-    return (box[2] - box[0] + 1) * (box[3] - box[1] + 1)
 
 
 def _checked(owner: str, threshold: float) -> float:
     if not math.isfinite(threshold) or threshold < 0:
-        raise ValueError(f"{owner}: threshold must be a finite number, not negative, got {threshold}")
+        raise UserError(f"{owner}: threshold must be a finite number, not negative, got {threshold}")
     return threshold

@@ -1,7 +1,4 @@
-"""The segmenter in the training loop: how well the mask that an answer leads to fits, as a reward term.
-
-It joins two kinds of component, rewards and segmenters, that do not know each other, and so lives above both.
-"""
+"""The segmenter in the training loop: how well the mask of an answer fits, as a reward term."""
 
 from __future__ import annotations
 
@@ -10,6 +7,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from pixelthink.answering.segmenting import answered_objects, segmentation_request
+from pixelthink.errors import UserError
 from pixelthink.rewards.base import RewardTerm
 from pixelthink.segmenters.base import SegmentationRequest, Segmenter
 from pixelthink.types import Prompt, ScoringCase
@@ -34,7 +32,7 @@ class MaskIoU(RewardTerm):
         soft: Compare probabilities; false compares masks, p being 0 or 1 and the term the plain IoU.
 
     Raises:
-        ValueError: a response without its image or true mask; names the sample.
+        UserError: a response without its image or true mask; names the sample.
     """
 
     def __init__(self, segmenter: Segmenter | None = None, soft: bool = True) -> None:
@@ -106,10 +104,10 @@ def _with_mask(case: ScoringCase) -> Prompt:
     """The case's prompt.
 
     Raises:
-        ValueError: there is none, or its true mask is unknown; names the sample.
+        UserError: there is none, or its true mask is unknown; names the sample.
     """
     if case.prompt is None:
-        raise ValueError(f"sample {case.id}: MaskIoU needs the image, which a logged response has not; use it in fit")
+        raise UserError(f"sample {case.id}: MaskIoU needs the image, which a logged response has not; use it in fit")
     if case.prompt.sample.mask is None:
-        raise ValueError(f"sample {case.id}: MaskIoU needs the true mask, which the sample has not")
+        raise UserError(f"sample {case.id}: MaskIoU needs the true mask, which the sample has not")
     return case.prompt

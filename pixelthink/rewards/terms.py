@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
-from typing import TYPE_CHECKING
 
 from pixelthink.components import resolved
+from pixelthink.errors import UserError
 from pixelthink.rewards.base import RewardTerm
+from pixelthink.segmenters.base import Segmenter
 from pixelthink.types import ScoringCase
-
-if TYPE_CHECKING:
-    from pixelthink.segmenters.base import Segmenter
 
 
 def named_terms(
@@ -25,12 +24,12 @@ def named_terms(
         taken: Names of parts that are no terms.
 
     Raises:
-        ValueError: if two parts would be logged under one name.
+        UserError: two parts would be logged under one name.
     """
     named = {name: resolved(term) for name, term in terms.items()}
     for term in extra or []:
         if term.name in named or term.name in taken:
-            raise ValueError(f"{owner}: two terms are named {term.name!r}")
+            raise UserError(f"{owner}: two terms are named {term.name!r}")
         named[term.name] = term
     return named
 
@@ -42,6 +41,14 @@ def set_up(terms: Mapping[str, RewardTerm], device: str, segmenter: Segmenter) -
 
 
 def values_of(terms: Mapping[str, RewardTerm], cases: Sequence[ScoringCase]) -> list[dict[str, float]]:
-    """Of each response the value of each term; computed term by term, for some are cheaper for many at once."""
+    """The value of each term for each response, computed term by term: some terms are cheaper for many at once.
+
+    Raises:
+        UserError: a term gives something that is no finite number; names term and sample.
+    """
     columns = {name: term.values(cases) for name, term in terms.items()}
+    for name, column in columns.items():
+        for case, value in zip(cases, column, strict=True):
+            if not math.isfinite(value):
+                raise UserError(f"sample {case.id}: the reward term {name!r} gives {value}, which is no finite number")
     return [{name: column[i] for name, column in columns.items()} for i in range(len(cases))]

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
-from pixelthink.geometry import Target
+from pixelthink.errors import UserError
+from pixelthink.geometry import Target, box_iou, point_in_box
 from pixelthink.parsing import Answer, AnswerObject
 from pixelthink.rewards.base import Reward, RewardTerm
-from pixelthink.rewards.localization import box_iou, box_l1, point_in_box
+from pixelthink.rewards.localization import box_l1
 from pixelthink.rewards.terms import named_terms, set_up, values_of
+from pixelthink.segmenters.base import Segmenter
 from pixelthink.types import Score, ScoringCase
-
-if TYPE_CHECKING:
-    from pixelthink.segmenters.base import Segmenter
 
 OWN_PARTS = ("format", "accuracy", "non_repeat")
 """Names of the released parts."""
@@ -45,7 +43,7 @@ class VisionReasonerReward(Reward):
         extra: Terms to add, each logged under its class name; the released reward has none.
 
     Raises:
-        ValueError: if two parts would be logged under one name, or `max_objects` leaves nothing.
+        UserError: two parts would be logged under one name, or `max_objects` leaves nothing.
     """
 
     answer_style = "visionreasoner"
@@ -60,7 +58,7 @@ class VisionReasonerReward(Reward):
         extra: list[RewardTerm] | None = None,
     ) -> None:
         if max_objects < 1:
-            raise ValueError(f"VisionReasonerReward: max_objects must be at least 1, got {max_objects}")
+            raise UserError(f"VisionReasonerReward: max_objects must be at least 1, got {max_objects}")
         self.iou_threshold = iou_threshold
         self.box_threshold = box_threshold
         self.point_threshold = point_threshold

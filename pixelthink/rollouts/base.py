@@ -82,8 +82,8 @@ class RolloutEngine(ABC):
     """Samples completions with the policy's weights.
 
     An engine may hold weights of its own (`holds_weights`). It then starts with none that mean anything, and whoever
-    uses it hands it the policy's by `sync` before each rollout that needs newer ones; `PolicyModule.sample` does, and
-    proves by `score` that they arrived (`pixelthink.rollouts.weight_sync`). An engine that samples with the policy
+    uses it hands it the policy's by `sync` before each rollout that needs newer ones; `SyncedEngine` does, and
+    proves by `score` that they arrived (`pixelthink.rollouts.parity`). An engine that samples with the policy
     module itself needs none of this.
     """
 

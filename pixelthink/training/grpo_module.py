@@ -14,40 +14,47 @@ Deviations from the released PixelThink code (and the paper, which leaves these 
 
 from __future__ import annotations
 
-import time
-from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
 from jsonargparse import lazy_instance
-from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.trainer.states import TrainerFn
+from torch import nn
 from torch.optim import AdamW
 
+from pixelthink.answering.answerer import Answerer
+from pixelthink.callbacks.lifecycle import Lifecycle
 from pixelthink.components import resolved
-from pixelthink.evaluation.policy_module import EvaluationConfig, PolicyModule
-from pixelthink.grpo.advantages import flat_group_share, group_advantages
+from pixelthink.evaluation.config import EvaluationConfig
+from pixelthink.evaluation.evaluator import Evaluator
+from pixelthink.evaluation.interface import SegmentationModule
+from pixelthink.grpo.advantages import group_advantages
 from pixelthink.grpo.experience import Experience, minibatches
-from pixelthink.grpo.loss import GRPOConfig, LossInputs, grpo_loss
-from pixelthink.grpo.micro_batches import drop_zero_advantage, in_order, micro_batches
-from pixelthink.grpo.mismatch import mismatch_stats, mismatch_sums
+from pixelthink.grpo.loss import GRPOConfig
+from pixelthink.judges.base import Judge
 from pixelthink.parallel.collectives import all_gather_object
-from pixelthink.parallel.sharding import unsharded
+from pixelthink.parallel.processes import Processes
+from pixelthink.parallel.strategy import shard_for
 from pixelthink.policies.base import EncodedPrompt, PolicyBackbone
 from pixelthink.policies.reference import FrozenCopy, Reference
 from pixelthink.rewards.base import Reward
 from pixelthink.rewards.composite import PixelThinkReward
-from pixelthink.rollouts.ahead import RolloutAhead
 from pixelthink.rollouts.base import RolloutEngine, SamplingConfig
 from pixelthink.rollouts.hf import HFEngine
 from pixelthink.segmenters.base import Segmenter
 from pixelthink.segmenters.grabcut import GrabCut
-from pixelthink.training.optim import OptimizerFactory, SchedulerFactory, with_schedule
-from pixelthink.training.rollout_stats import Sums, rollout_sums
-from pixelthink.types import PromptBatch, RolloutBatch
+from pixelthink.timing import Stopwatch
+from pixelthink.training.checks import check_answer_style, check_sampling_ahead
+from pixelthink.training.learner import Learner, check_checkpoint, checkpointed
+from pixelthink.training.optim import OptimizerFactory, SchedulerFactory
+from pixelthink.training.scorer import Gradients, Scorer
+from pixelthink.training.step_curves import step_curves
+from pixelthink.types import Prediction, PromptBatch, RolloutBatch
 
 
-class GRPOModule(PolicyModule):
+class GRPOModule(SegmentationModule):
     """Trains a policy by group-relative policy optimisation against a reward.
 
     Args:
@@ -64,6 +71,7 @@ class GRPOModule(PolicyModule):
             `grpo.rollout_correction` corrects. For engines in other processes.
         lr_scheduler: Schedule of the learning rate, stepped with the optimizer; None keeps it constant.
         max_skipped_steps: Steps without a finite loss or gradient that a run leaves out; one more ends it.
+        judge: Rates the reasoning in `test` and `validate`, but not in a training's validations; None asks nobody.
     """
 
     def __init__(
@@ -80,143 +88,94 @@ class GRPOModule(PolicyModule):
         sample_ahead: bool = False,
         lr_scheduler: SchedulerFactory | None = None,
         max_skipped_steps: int = 10,
+        judge: Judge | None = None,
     ) -> None:
-        super().__init__(policy, rollout, segmenter, evaluation, max_skipped_steps)
+        super().__init__()
         self.automatic_optimization = False
+        self.strict_loading = False  # checkpoints leave weights out; on_load_checkpoint is strict
+        self.answerer = Answerer(policy, rollout, segmenter)
+        self.evaluator = Evaluator(evaluation, judge)
+        self.learner = Learner(self.answerer.backbone, optimizer, lr_scheduler, grpo.max_grad_norm, max_skipped_steps)
         self.reward = resolved(reward)
+        self.reference = resolved(reference)
         self.sampling = sampling
         self.grpo = grpo
-        self.optimizer_factory = optimizer
-        self.scheduler_factory = lr_scheduler
-        self.reference = resolved(reference)
-        self.reference_model: nn.Module | None = None  # where the reference is a model that the trainer places
         self.sample_ahead = sample_ahead
-        self.ahead = RolloutAhead()
-        self.seconds: dict[str, float] = {}
-        self.log_ratios: list[Tensor] = []  # log(policy / rollout) of the tokens of this step's micro-batches
+        self.policy: nn.Module | None = None
+        self.begun_rollout: Any = None  # of a checkpoint, until the engine takes it back
+        self.reference_model: nn.Module | None = None  # where the reference is a model that the trainer places
+
+    # What Lightning asks before training
+
+    def configure_callbacks(self) -> list[Callback]:
+        return [Lifecycle(self)]
 
     def setup(self, stage: str) -> None:
-        super().setup(stage)
-        if stage == "fit" and self.answer_style != self.reward.answer_style:
-            raise ValueError(
-                f"data.prompt asks for answers in style {self.answer_style!r}, but model.reward, a "
-                f"{type(self.reward).__name__}, reads {self.reward.answer_style!r}: every answer would fail"
-            )
-        if self.sample_ahead and stage == "fit":
-            self._check_sampling_ahead()
-            cast("Any", self.trainer).datamodule.look_ahead = True
+        if stage == "fit":
+            check_answer_style(self.trainer, self.reward)
+        if stage == "fit" and self.sample_ahead:
+            check_sampling_ahead(self.trainer, self.answerer, self.grpo)
 
-    def _check_sampling_ahead(self) -> None:
-        """Refuses to sample ahead where that cannot work, or would bias the gradient unseen."""
-        if not self.rollout.samples_beside_training:
-            engine = type(self.rollout).__name__
-            raise ValueError(f"sample_ahead: {engine} samples in this process; use VLLMServerEngine, or leave it off")
-        if self.grpo.rollout_correction == "none":
-            raise ValueError("sample_ahead is off-policy: set grpo.rollout_correction, e.g. to token_truncate")
-        if not hasattr(getattr(self.trainer, "datamodule", None), "look_ahead"):
-            raise ValueError("sample_ahead needs a PromptData datamodule, whose loader knows the next batch")
-
-    def load_models(self) -> None:
-        """Loads the policy, and its reference where a fit needs one."""
-        super().load_models()
-        if self.is_fitting and self.policy is not None and self.grpo.kl_coef > 0:
-            self.reference_model = self.reference.build(self.backbone, self.policy)
-
-    def on_fit_start(self) -> None:
-        super().on_fit_start()
-        self.reward.setup(str(self.device), self.segmenter)
-        self.run_seed = self.trainer.strategy.broadcast(torch.initial_seed() % 2**31)
+    def configure_model(self) -> None:
+        """Loads the policy and, where a fit needs one, its reference; Lightning may call this more than once."""
+        if self.policy is not None:
+            return
+        self.policy = self.answerer.load_policy()
+        trainer = self._trainer
+        if self.grpo.kl_coef > 0 and (trainer is None or trainer.state.fn == TrainerFn.FITTING):
+            self.reference_model = self.reference.build(self.answerer.backbone, self.policy)
+        if trainer is not None:
+            shard_for(trainer.strategy, list(self.children()))
 
     def configure_optimizers(self) -> Any:
-        return with_schedule(self.optimizer_factory(list(self.trainable_parameters())), self.scheduler_factory)
+        assert self.policy is not None
+        return self.learner.configure(self.policy)
+
+    def on_fit_start(self) -> None:
+        assert self.policy is not None
+        self.reward.setup(str(self.device), self.answerer.segmenter)
+        self.scorer = Scorer(self.answerer.backbone, self.policy, self.reference, self.grpo)
+        self.processes = Processes(self.trainer.strategy)
+        self.answerer.engine.load_state_dict(self.begun_rollout)
+        self.run_seed = self.trainer.strategy.broadcast(torch.initial_seed() % 2**31)
+
+    # The algorithm
 
     def training_step(self, batch: PromptBatch, batch_idx: int) -> None:
-        with self.timed("generate"), self.rollout.serving():
+        clock = Stopwatch()
+        with clock("generate"), self.answerer.engine.serving():
             rollout = self.next_rollout(batch)
-        with self.timed("reward"):
+        with clock("reward"):
             rewards = self.reward(rollout)
         advantages = group_advantages(rewards.total, rollout.group_size, self.grpo.scale_by_std)
-        with self.timed("logprobs"):
-            experience = self.collect_logprobs(rollout, advantages)
-        with self.timed("update"):
+        with clock("logprobs"):
+            experience = self.scorer.experience(rollout, advantages)
+        with clock("update"):
             updates = [self.update(minibatch) for minibatch in minibatches(experience, self.grpo)]
-        self.log_step(rollout_sums(rollout, rewards), updates, flat_group_share(rewards.total, rollout.group_size))
+        curves = step_curves(rollout, rewards, updates, clock.seconds, self.processes)
+        self.log_dict({**curves, "train/skipped_steps": float(self.learner.skipped_steps)})
+        self.log("reward", curves["train/reward"], prog_bar=True, logger=False)
+        self.log("think_tokens", curves["train/reasoning_tokens"], prog_bar=True, logger=False)
 
     def next_rollout(self, batch: PromptBatch) -> RolloutBatch:
         """The rollout to train on: sampled now or, with `sample_ahead`, during the step before, as the next one is."""
-        rollout = self.ahead.take(batch, self.step_seed()) if self.sample_ahead else None
-        if rollout is None:
-            rollout = self.sample(batch, self.sampling, self.step_seed())
-        self.rollout.sleep()
+        engine, seed = self.answerer.engine, self.step_seed()
+        rollout = engine.take(batch, seed) or engine.generate(batch, self.sampling, seed)
+        engine.sleep()
         if self.sample_ahead:
             self.log("train/staleness", float(self.global_step - rollout.policy_version))  # in optimizer steps
-        if self.sample_ahead and batch.upcoming is not None:
-            self.bring_up_to_date(batch.upcoming)
-            steps = self.grpo.minibatches * self.grpo.epochs
-            self.ahead.begin(self.rollout, batch.upcoming, self.sampling, self.step_seed(steps))
+            if batch.upcoming is not None:
+                engine.begin(batch.upcoming, self.sampling, self.step_seed(self.grpo.minibatches * self.grpo.epochs))
         return rollout
 
-    def bring_up_to_date(self, batch: PromptBatch, *, evaluating: bool = False) -> None:
-        self.ahead.wait()  # weights must not change under a rollout
-        super().bring_up_to_date(batch, evaluating=evaluating)
-
-    def collect_logprobs(self, rollout: RolloutBatch, advantages: Tensor) -> Experience[EncodedPrompt]:
-        """Scores completions under the reference and, where several minibatches follow, under the policy as it is."""
-        assert self.policy is not None
-        completions = tuple(torch.tensor(c.token_ids) for c in rollout.completions)
-        with unsharded(self.policy):
-            prompts = self.backbone.share_images(self.policy, self.backbone.encode(rollout.prompts))
-        experience = Experience(
-            prompts=prompts,
-            completions=completions,
-            prompt_index=tuple(i // rollout.group_size for i in range(len(completions))),
-            mask=pad_sequence([torch.ones(len(c), dtype=torch.bool) for c in completions], True).to(self.device),
-            advantages=advantages.to(self.device),
-            rollout_logprobs=pad_sequence([torch.tensor(c.logprobs) for c in rollout.completions], True).to(
-                self.device
-            ),
-        )
-        one_update = self.grpo.minibatches == self.grpo.epochs == 1
-        old = None if one_update else self.frozen_logprobs(self.policy, experience)
-        reference = None
-        if self.grpo.kl_coef > 0:
-            with self.reference.weights(self.policy) as model:
-                reference = self.frozen_logprobs(model, experience)
-        return Experience(**{**vars(experience), "old_logprobs": old, "ref_logprobs": reference})
-
-    @torch.no_grad()
-    def frozen_logprobs(self, model: nn.Module, experience: Experience[EncodedPrompt]) -> Tensor:
-        """Log-probabilities of all completions under a model, (N, T), without gradient."""
-        pieces = micro_batches(experience, self.grpo, self.backbone.shares_prefix)
-        with unsharded(model):
-            scores = [self.backbone.score(model, p.prompts, p.completions, p.prompt_index).logprobs for p in pieces]
-        return in_order(scores, pieces)
-
-    def update(self, minibatch: Experience[EncodedPrompt]) -> dict[str, Tensor]:
+    def update(self, minibatch: Experience[EncodedPrompt]) -> Gradients:
         """One optimizer step. The split into micro-batches and processes does not change the gradient."""
-        tokens = self.processes.sum(minibatch.token_count.float())
-        pieces = micro_batches(drop_zero_advantage(minibatch, self.grpo), self.grpo, self.backbone.shares_prefix)
-        totals: dict[str, Tensor] = {}
-        with self.processes.own_gradients():
-            for piece in self.processes.pad_micro_batches(pieces, Experience.masked_dummy):
-                output = grpo_loss(self.loss_inputs(piece), self.grpo, normalizer=tokens)
-                self.manual_backward(output.loss)
-                for name, value in {"loss": output.loss.detach(), **output.stats}.items():
-                    totals[name] = totals.get(name, torch.zeros_like(value)) + value
-        totals = {name: self.processes.sum(value) for name, value in totals.items()}
-        return {**totals, "grad_norm": self.step_optimizer(totals["loss"], self.grpo.max_grad_norm)}
-
-    def loss_inputs(self, piece: Experience[EncodedPrompt]) -> LossInputs:
-        """Scores a micro-batch under the policy, with gradient."""
-        scores = self.score(piece.prompts, piece.completions, piece.prompt_index, with_entropy=True)
-        assert scores.entropy is not None
-        entropy = scores.entropy if self.grpo.entropy_coef > 0 else scores.entropy.detach()  # a curve either way
-        old = scores.logprobs.detach() if piece.old_logprobs is None else piece.old_logprobs
-        if piece.rollout_logprobs is not None:
-            self.log_ratios.append((old - piece.rollout_logprobs)[piece.mask])
-        return LossInputs(
-            scores.logprobs, old, piece.ref_logprobs, piece.mask, piece.advantages, entropy, piece.rollout_logprobs
-        )
+        assert self.policy is not None
+        gradients = self.scorer.gradients(minibatch, self.processes, self.manual_backward)
+        optimizer, schedule = cast("Any", self.optimizers()), cast("Any", self.lr_schedulers())
+        loss = gradients.stats["loss"]
+        norm = self.learner.step(self.policy, optimizer, schedule, self.processes, loss, self.global_step)
+        return replace(gradients, stats={**gradients.stats, "grad_norm": norm})
 
     def step_seed(self, later: int = 0) -> int:
         """Seed of this step's sampling, the same on all processes: a function of the run's seed and the step.
@@ -226,50 +185,29 @@ class GRPOModule(PolicyModule):
         """
         return (self.run_seed * 1_000_003 + (self.global_step + later) * 1_009) % 2**63
 
-    @contextmanager
-    def timed(self, phase: str) -> Any:
-        """Notes the wall-clock seconds of a phase of the step."""
-        started = time.perf_counter()
-        yield
-        self.seconds[phase] = time.perf_counter() - started
+    # Evaluation
 
-    def log_step(self, sums: Sums, updates: list[dict[str, Tensor]], flat_groups: float) -> None:
-        """Sends everything about a step to the logger and the headlines to the progress bar."""
-        table = self.processes.sum(torch.tensor(list(sums.values()), dtype=torch.float64, device=self.device))
-        stats = {name: total / count for name, (total, count) in zip(sums, table.tolist(), strict=True) if count}
-        for name in updates[0]:
-            self.log(f"loss/{name}", torch.stack([u[name] for u in updates]).mean())
-        for name, value in stats.items():
-            self.log(f"train/{name}", value)
-        for phase, value in self.seconds.items():
-            self.log(f"seconds/{phase}", value)
-        step_seconds = sum(self.seconds.values())
-        self.log("seconds/step", step_seconds)
-        self.log_mismatch()
-        self.log("train/flat_groups", flat_groups, sync_dist=self.processes.count > 1)
-        self.log("train/tokens_per_second", table[list(sums).index("response_tokens"), 0] / step_seconds)
-        self.log("reward", stats["reward"], prog_bar=True, logger=False)
-        self.log("think_tokens", stats["reasoning_tokens"], prog_bar=True, logger=False)
+    def validation_step(self, batch: PromptBatch, batch_idx: int) -> list[Prediction]:  # type: ignore[override]
+        return self.evaluator.step(self.answerer, batch)
 
-    def log_mismatch(self) -> None:
-        """Logs how far the rollout engine's distribution is from the policy's, over the tokens that were trained on."""
-        log_ratio, self.log_ratios = torch.cat(self.log_ratios), []
-        for name, value in mismatch_stats(self.processes.sum(mismatch_sums(log_ratio))).items():
-            self.log(f"mismatch/{name}", value)
-        p99 = torch.quantile(log_ratio.abs().float(), 0.99)
-        self.log("mismatch/log_ratio_abs_p99", self.processes.sum(p99) / self.processes.count)  # the processes' mean
+    def test_step(self, batch: PromptBatch, batch_idx: int) -> list[Prediction]:  # type: ignore[override]
+        return self.evaluator.step(self.answerer, batch)
 
-    def checkpointed(self) -> set[str]:
-        """As for every policy, without the reference: it is made anew from where the policy started."""
-        return {name for name in super().checkpointed() if not name.startswith("reference_model.")}
+    def predict_step(self, batch: PromptBatch, batch_idx: int) -> list[Prediction]:
+        return self.evaluator.step(self.answerer, batch, measuring=False)
+
+    # Checkpoints
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds the rollout that was begun for the next step, see `RolloutAhead`."""
-        super().on_save_checkpoint(checkpoint)
+        """Leaves out weights that can be loaded from elsewhere; adds the rollout that was begun for the next step."""
+        assert self.policy is not None
+        self.learner.save(checkpoint, self.policy)
         if self.sample_ahead:
-            checkpoint["rollout_ahead"] = all_gather_object(self.ahead.state_dict())
+            checkpoint["rollout_ahead"] = all_gather_object(self.answerer.engine.state_dict())
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        super().on_load_checkpoint(checkpoint)
+        assert self.policy is not None
+        check_checkpoint(checkpoint, checkpointed(self.state_dict(), self.answerer.backbone, self.policy))
+        self.learner.load(checkpoint)
         if begun := checkpoint.get("rollout_ahead"):  # with another number of processes it is sampled anew
-            self.ahead.load_state_dict(begun[self.global_rank] if len(begun) == self.trainer.world_size else None)
+            self.begun_rollout = begun[self.global_rank] if len(begun) == self.trainer.world_size else None

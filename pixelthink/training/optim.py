@@ -10,13 +10,10 @@ from torch import nn
 from torch.optim import AdamW, Muon, Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
+from pixelthink.errors import UserError
+
 OptimizerFactory = Callable[[Iterable], Optimizer]
 SchedulerFactory = Callable[[Optimizer], LRScheduler]
-
-
-def with_schedule(optimizer: Optimizer, schedule: SchedulerFactory | None) -> Any:
-    """What `configure_optimizers` returns for an optimizer and, where there is one, the schedule of its rates."""
-    return optimizer if schedule is None else {"optimizer": optimizer, "lr_scheduler": schedule(optimizer)}
 
 
 class MuonWithAdamW(Optimizer):
@@ -94,7 +91,7 @@ class WarmupHoldDecay(LambdaLR):
         floor: float = 0.02,
     ) -> None:
         if not 0 < decay_share <= 1:
-            raise ValueError(f"lr_scheduler.decay_share must lie in (0, 1], not {decay_share}")
+            raise UserError(f"lr_scheduler.decay_share must lie in (0, 1], not {decay_share}")
 
         def scale(step: int) -> float:
             warm = min(1.0, (step + 1) / max(1, warmup_steps))
@@ -123,7 +120,7 @@ class TransformersSchedule(LambdaLR):
         from transformers import get_scheduler
 
         if not 0 <= warmup_steps <= total_steps:
-            raise ValueError(f"lr_scheduler: warmup_steps {warmup_steps} must lie in 0 to total_steps {total_steps}")
+            raise UserError(f"lr_scheduler: warmup_steps {warmup_steps} must lie in 0 to total_steps {total_steps}")
         if warmup_steps and name == "constant":
-            raise ValueError("lr_scheduler: constant has no warm-up; the name with one is constant_with_warmup")
+            raise UserError("lr_scheduler: constant has no warm-up; the name with one is constant_with_warmup")
         super().__init__(optimizer, get_scheduler(name, optimizer, warmup_steps, total_steps).lr_lambdas)

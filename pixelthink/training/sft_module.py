@@ -2,71 +2,39 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from itertools import accumulate
-from typing import Any
+from dataclasses import replace
+from typing import Any, cast
 
 import torch
 from jsonargparse import lazy_instance
-from torch import Tensor
+from lightning.pytorch.callbacks import Callback
+from torch import Tensor, nn
 from torch.optim import AdamW
 
-from pixelthink.data.prompts import PromptStyle
-from pixelthink.evaluation.policy_module import EvaluationConfig, PolicyModule
+from pixelthink.answering.answerer import Answerer
+from pixelthink.callbacks.lifecycle import Lifecycle
+from pixelthink.errors import UserError
+from pixelthink.evaluation.config import EvaluationConfig
+from pixelthink.evaluation.evaluator import Evaluator
+from pixelthink.evaluation.interface import SegmentationModule
+from pixelthink.judges.base import Judge
+from pixelthink.parallel.processes import Processes
+from pixelthink.parallel.strategy import shard_for
 from pixelthink.parsing import format_response
 from pixelthink.policies.base import PolicyBackbone
 from pixelthink.rollouts.base import RolloutEngine
 from pixelthink.rollouts.hf import HFEngine
 from pixelthink.segmenters.base import Segmenter
 from pixelthink.segmenters.grabcut import GrabCut
-from pixelthink.training.optim import OptimizerFactory, SchedulerFactory, with_schedule
-from pixelthink.types import LEVELS, Level, Prompt, PromptBatch, Sample, difficulty_level
+from pixelthink.training.learner import Learner, check_checkpoint, checkpointed
+from pixelthink.training.optim import OptimizerFactory, SchedulerFactory
+from pixelthink.training.recipes import Recipe, draw_recipe
+from pixelthink.training.scorer import score_with_gradient
+from pixelthink.types import Prediction, Prompt, PromptBatch
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """One way to respond, when and how often to show it.
-
-    Attributes:
-        reasoning: Name of the reference reasoning, a key of the sample's `reasoning`; None leaves its share of the
-            samples out of the step, so that a stage need not pay for all that a batch holds.
-        weight: Share of the samples, relative to the weights of the other recipes of the same time.
-        prompt: Wording of the question for this recipe; None keeps the data's own.
-        answer: Whether the response goes on to the answer, or ends with the reasoning (to learn captioning, say).
-        first_step: The recipe is shown from this optimizer step on.
-        last_step: And until this one, exclusive; None means to the end.
-        levels: Difficulty levels of the samples that it is shown for; samples for which no recipe is shown are left out
-            of the step.
-    """
-
-    reasoning: str | None
-    weight: float = 1.0
-    prompt: PromptStyle | None = None
-    answer: bool = True
-    first_step: int = 0
-    last_step: int | None = None
-    levels: Sequence[Level] = LEVELS
-
-    def __post_init__(self) -> None:
-        if not self.levels:
-            raise ValueError(f"recipe {self.reasoning!r}: levels must not be empty")
-        if self.weight <= 0:
-            raise ValueError(f"recipe {self.reasoning!r}: weight must be positive, not {self.weight}")
-        if not 0 <= self.first_step < (self.first_step + 1 if self.last_step is None else self.last_step):
-            raise ValueError(f"recipe {self.reasoning!r}: no step lies from {self.first_step} to {self.last_step}")
-
-    def shown_at(self, step: int) -> bool:
-        """Whether the recipe is shown at an optimizer step."""
-        return self.first_step <= step and (self.last_step is None or step < self.last_step)
-
-    def fits(self, sample: Sample) -> bool:
-        """Whether it is shown for a sample; one that nobody rated belongs to every level."""
-        return sample.difficulty is None or difficulty_level(sample.difficulty) in self.levels
-
-
-class SFTModule(PolicyModule):
+class SFTModule(SegmentationModule):
     """Trains a policy on reference reasoning and true answers by token cross-entropy.
 
     Args:
@@ -81,6 +49,7 @@ class SFTModule(PolicyModule):
         micro_batch_size: Responses per forward and backward; changes memory and speed, never the gradient.
         max_grad_norm: Gradients are scaled down to this norm.
         max_skipped_steps: Steps without a finite loss or gradient that a run leaves out; one more ends it.
+        judge: Rates the reasoning in `test` and `validate`, but not in a training's validations; None asks nobody.
     """
 
     def __init__(
@@ -95,88 +64,121 @@ class SFTModule(PolicyModule):
         micro_batch_size: int = 64,
         max_grad_norm: float = 1.0,
         max_skipped_steps: int = 10,
+        judge: Judge | None = None,
     ) -> None:
-        super().__init__(policy, rollout, segmenter, evaluation, max_skipped_steps)
-        if not recipes or micro_batch_size < 1 or max_grad_norm <= 0:
-            raise ValueError("sft: recipes must not be empty; micro_batch_size and max_grad_norm must be positive")
+        super().__init__()
+        if not recipes or micro_batch_size < 1:
+            raise UserError("sft: recipes must not be empty, and micro_batch_size must be at least 1")
         self.automatic_optimization = False
+        self.strict_loading = False  # checkpoints leave weights out; on_load_checkpoint is strict
+        self.answerer = Answerer(policy, rollout, segmenter)
+        self.evaluator = Evaluator(evaluation, judge)
+        self.learner = Learner(self.answerer.backbone, optimizer, lr_scheduler, max_grad_norm, max_skipped_steps)
         self.recipes = list(recipes)
-        self.optimizer_factory = optimizer
-        self.scheduler_factory = lr_scheduler
         self.micro_batch_size = micro_batch_size
-        self.max_grad_norm = max_grad_norm
+        self.policy: nn.Module | None = None
+
+    # What Lightning asks before training
+
+    def configure_callbacks(self) -> list[Callback]:
+        return [Lifecycle(self)]
 
     def setup(self, stage: str) -> None:
-        super().setup(stage)
-        prompts = [recipe.prompt for recipe in self.recipes if recipe.reasoning is not None]
-        asked = {self.answer_style if prompt is None else prompt.answer_style for prompt in prompts}
-        if stage == "fit" and not asked <= {"single"}:
-            raise ValueError("sft: the prompt asks for several objects, but recipes teach the answer with one box")
+        own = getattr(getattr(self.trainer, "datamodule", None), "prompt", None)
+        prompts = [recipe.prompt or own for recipe in self.recipes if recipe.reasoning is not None]
+        if stage == "fit" and any(prompt is not None and prompt.answer_style != "single" for prompt in prompts):
+            raise UserError("sft: the prompt asks for several objects, but recipes teach the answer with one box")
+
+    def configure_model(self) -> None:
+        """Loads the policy; Lightning may call this more than once."""
+        if self.policy is None:
+            self.policy = self.answerer.load_policy()
+            shard_for(self.trainer.strategy, [self.policy])
 
     def configure_optimizers(self) -> Any:
-        return with_schedule(self.optimizer_factory(list(self.trainable_parameters())), self.scheduler_factory)
+        assert self.policy is not None
+        return self.learner.configure(self.policy)
+
+    # The algorithm
 
     def training_step(self, batch: PromptBatch, batch_idx: int) -> None:
+        assert self.policy is not None
         examples = self.examples(batch)
+        processes = Processes(self.trainer.strategy)
         length = sum(len(response) for _, response in examples)
-        tokens = self.processes.sum(torch.tensor(float(length), device=self.device))
+        tokens = processes.sum(torch.tensor(float(length), device=self.device))
         starts = range(0, len(examples), self.micro_batch_size)
         pieces = [(examples[start : start + self.micro_batch_size], 1.0) for start in starts]
         loss = torch.zeros((), device=self.device)
-        with self.processes.own_gradients():
-            for piece, weight in self.processes.pad_micro_batches(pieces, lambda last: (last[0][:1], 0.0)):
+        with processes.own_gradients():
+            for piece, weight in processes.pad_micro_batches(pieces, lambda last: (last[0][:1], 0.0)):
                 part = self.negative_log_likelihood(piece) * weight / tokens
                 self.manual_backward(part)
                 loss += part.detach()
-        loss = self.processes.sum(loss)
-        self.log("grad_norm", self.step_optimizer(loss, self.max_grad_norm))
-        self.log("loss", loss, prog_bar=True)
+        loss = processes.sum(loss)
+        optimizer, schedule = cast("Any", self.optimizers()), cast("Any", self.lr_schedulers())
+        norm = self.learner.step(self.policy, optimizer, schedule, processes, loss, self.global_step)
+        self.log_dict({"loss/loss": loss, "loss/grad_norm": norm})
+        self.log("train/skipped_steps", float(self.learner.skipped_steps))
+        self.log("loss", loss, prog_bar=True, logger=False)
 
     def examples(self, batch: PromptBatch) -> list[tuple[Prompt, Tensor]]:
         """What this step teaches: an example for each sample that a recipe is shown for.
 
         Raises:
-            ValueError: if there is none.
+            UserError: if there is none.
         """
-        found = [(prompt, self.recipe_of(prompt.sample)) for prompt in batch.prompts]
-        examples = [self.example(prompt, recipe) for prompt, recipe in found if recipe is not None]
+        drawn = [(prompt, draw_recipe(self.recipes, prompt.sample, self.global_step)) for prompt in batch.prompts]
+        examples = [self.example(prompt, recipe) for prompt, recipe in drawn if recipe is not None]
         if not examples:
-            raise ValueError(f"sft: no recipe is shown for any sample of step {self.global_step}")
+            raise UserError(f"sft: no recipe is shown for any sample of step {self.global_step}")
         return examples
 
     def example(self, prompt: Prompt, recipe: Recipe) -> tuple[Prompt, Tensor]:
         """A prompt in a recipe's wording, and the token ids of the response to be learned, stop token included.
 
         Raises:
-            ValueError: if the sample has no target or lacks the recipe's reference reasoning; names it.
+            UserError: if the sample has no target or lacks the recipe's reference reasoning; names it.
         """
         if recipe.prompt is not None:
             prompt = replace(prompt, messages=recipe.prompt.messages(prompt.sample.question))
         if recipe.reasoning is None or recipe.reasoning not in prompt.sample.reasoning:
             known = ", ".join(prompt.sample.reasoning) or "none"
-            raise ValueError(f"sample {prompt.sample.id!r} has no {recipe.reasoning!r} reasoning; it has: {known}")
+            raise UserError(f"sample {prompt.sample.id!r} has no {recipe.reasoning!r} reasoning; it has: {known}")
         if not prompt.targets:
-            raise ValueError(f"sample {prompt.sample.id!r} has no target to be learned")
+            raise UserError(f"sample {prompt.sample.id!r} has no target to be learned")
         text = format_response(prompt.sample.reasoning[recipe.reasoning], prompt.targets[0] if recipe.answer else None)
-        tokenizer = self.backbone.processor.tokenizer
-        ids = tokenizer.encode(text, add_special_tokens=False)
-        return prompt, torch.tensor([*ids, self.backbone.stop_token_ids[0]])
-
-    def recipe_of(self, sample: Sample) -> Recipe | None:
-        """The recipe of a sample, drawn by weight from those shown for it at this step by a hash of its id.
-
-        Returns:
-            None where none is shown for the sample's level, or the one drawn leaves it out.
-        """
-        shown = [recipe for recipe in self.recipes if recipe.shown_at(self.global_step) and recipe.fits(sample)]
-        ends = list(accumulate(recipe.weight for recipe in shown))
-        point = zlib.crc32(f"recipe:{sample.id}".encode()) / 2**32
-        drawn = next((recipe for recipe, end in zip(shown, ends, strict=True) if point * ends[-1] < end), None)
-        return None if drawn is None or drawn.reasoning is None else drawn
+        backbone = self.answerer.backbone
+        ids = backbone.processor.tokenizer.encode(text, add_special_tokens=False)
+        return prompt, torch.tensor([*ids, backbone.stop_token_ids[0]])
 
     def negative_log_likelihood(self, examples: Sequence[tuple[Prompt, Tensor]]) -> Tensor:
         """Sum over all response tokens of −log p(token)."""
-        prompts = self.backbone.encode([prompt for prompt, _ in examples])
+        assert self.policy is not None
+        backbone = self.answerer.backbone
+        prompts = backbone.encode([prompt for prompt, _ in examples])
         responses = [response for _, response in examples]
-        scores = self.score(prompts, responses, range(len(examples)))
+        scores = score_with_gradient(backbone, self.policy, prompts, responses, range(len(examples)))
         return -scores.logprobs.sum()  # padding scores are 0
+
+    # Evaluation
+
+    def validation_step(self, batch: PromptBatch, batch_idx: int) -> list[Prediction]:  # type: ignore[override]
+        return self.evaluator.step(self.answerer, batch)
+
+    def test_step(self, batch: PromptBatch, batch_idx: int) -> list[Prediction]:  # type: ignore[override]
+        return self.evaluator.step(self.answerer, batch)
+
+    def predict_step(self, batch: PromptBatch, batch_idx: int) -> list[Prediction]:
+        return self.evaluator.step(self.answerer, batch, measuring=False)
+
+    # Checkpoints
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        assert self.policy is not None
+        self.learner.save(checkpoint, self.policy)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        assert self.policy is not None
+        check_checkpoint(checkpoint, checkpointed(self.state_dict(), self.answerer.backbone, self.policy))
+        self.learner.load(checkpoint)

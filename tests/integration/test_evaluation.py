@@ -338,9 +338,7 @@ def test_a_judge_that_times_out_is_counted_and_asked_again(whole: Path, tmp_path
 
     server = Server(answer)
     options = {"server": server.url, "model": "m", "cache": f"{tmp_path}/cache.jsonl", "retries": 0, "timeout": 0.5}
-    judge = (
-        f"--model.evaluation.judge={{class_path: OpenAIJudge, init_args: {json.dumps(options | {'concurrency': 1})}}}"
-    )
+    judge = f"--model.judge={{class_path: OpenAIJudge, init_args: {json.dumps(options | {'concurrency': 1})}}}"
     try:
         main(["test", *command(tmp_path, judge)])
         metrics, rows = results(tmp_path)
@@ -364,7 +362,7 @@ def test_the_reference_judge_says_that_it_is_no_rscore(tmp_path: Path) -> None:
     main(
         [
             "test",
-            *command(tmp_path, "--model.evaluation.judge=ReferenceJudge", "--model.evaluation.judge.reference=brief"),
+            *command(tmp_path, "--model.judge=ReferenceJudge", "--model.evaluation.judge.reference=brief"),
         ]
     )
     metrics, rows = results(tmp_path)

@@ -17,7 +17,7 @@ from pixelthink.cli.registry import load_components
 from pixelthink.policies.adapters import base_weights, is_adapter_weight
 from pixelthink.policies.tiny import FreshTinyQwen3VL, FreshTinyQwen25VL
 from pixelthink.rollouts.base import SamplingConfig
-from pixelthink.rollouts.weight_sync import policy_logprobs
+from pixelthink.rollouts.parity import policy_logprobs
 from pixelthink.types import RolloutBatch
 from tests.shared_engine import SharedVLLM
 from tests.support import tiny_run
@@ -119,10 +119,10 @@ def test_after_three_steps_the_base_is_untouched_and_vllm_agrees(
     arguments = [ADAPTER, f"--model.policy.quantization={quantization}", f"--model.rollout.merge_adapter={merge}"]
     options = run_options(tmp_path, family, "vllm", *arguments, "--model.reference=AdapterOff")
     cli = PixelThinkCLI(args=["fit", *options, "--trainer.callbacks=[RolloutWeightSync]"])
-    module, engine = cli.model, cli.model.rollout
+    module, engine = cli.model, cli.model.answerer._rollout
     assert isinstance(engine, SharedVLLM)
     assert (engine.adapter is None) == merge
-    start = dict(module.backbone.load_model().named_parameters())
+    start = dict(module.answerer.backbone.load_model().named_parameters())
     own = dict(module.policy.named_parameters())
     assert own.keys() == start.keys()
     for name, parameter in own.items():
@@ -131,19 +131,23 @@ def test_after_three_steps_the_base_is_untouched_and_vllm_agrees(
         else:
             assert torch.equal(parameter, start[name]), name
     torch.manual_seed(0)  # the run's seed: what the adapter was at the start
-    begun = dict(module.backbone.load_model().named_parameters())
+    begun = dict(module.answerer.backbone.load_model().named_parameters())
     assert not [name for name in own if is_adapter_weight(name) and torch.equal(own[name], begun[name])]
     if quantization == "none":
         disk = dict(AutoModelForImageTextToText.from_pretrained(family[1]).named_parameters())
         assert all(torch.equal(weight, disk[name]) for name, weight in base_weights(module.policy, merged=False))
 
     batch = next(iter(cli.datamodule.train_dataloader()))
-    rollout = module.sample(batch, SamplingConfig(2, 6), seed=5)
-    assert module.weight_sync.report.bytes < 100_000 or merge  # the adapter alone went over
+    synced = module.answerer.engine
+    handover = synced.hand_over(batch, evaluating=True)
+    assert handover.sync.bytes < 100_000 or merge  # the adapter alone went over
+    rollout = synced.generate(batch, SamplingConfig(2, 6), seed=5)
     for index, (completion, score) in enumerate(zip(rollout.completions, engine.score(rollout), strict=True)):
         prompt = rollout.prompt_of(index)
         alone = RolloutBatch((prompt,), (completion,), 1)
-        expected = policy_logprobs(module.backbone, module.policy, module.backbone.encode([prompt])[0], alone)
+        expected = policy_logprobs(
+            module.answerer.backbone, module.policy, module.answerer.backbone.encode([prompt])[0], alone
+        )
         torch.testing.assert_close(torch.tensor(score.logprobs), torch.tensor(expected), rtol=0, atol=1e-5)
         torch.testing.assert_close(torch.tensor(completion.logprobs), torch.tensor(expected), rtol=0, atol=1e-5)
 

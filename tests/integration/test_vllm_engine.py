@@ -23,9 +23,10 @@ from pixelthink.rollouts import vllm as vllm_engine
 from pixelthink.rollouts.base import EngineScore, RolloutEngine, SamplingConfig, SyncReport
 from pixelthink.rollouts.fixed_budget import FixedBudget
 from pixelthink.rollouts.hf import HFEngine
+from pixelthink.rollouts.parity import ParityCheck, WeightSyncError
+from pixelthink.rollouts.synced_engine import SyncConfig, SyncedEngine
 from pixelthink.rollouts.vllm import VLLMEngine
 from pixelthink.rollouts.vllm_requests import ImagePrompt, image_prompt
-from pixelthink.rollouts.weight_sync import SyncConfig, WeightSync, WeightSyncError
 from pixelthink.types import Prompt, PromptBatch, RolloutBatch
 from tests.support import ROOT
 
@@ -76,8 +77,25 @@ def engine_of(
     return engine
 
 
-def synced(engine: RolloutEngine, backbone: Qwen25VL, policy: nn.Module, **config: Any) -> WeightSync:
-    return WeightSync(engine, backbone, policy, SyncConfig(**config))
+class Synced:
+    """A `SyncedEngine` at a version that the test names, and what its last handover did."""
+
+    def __init__(self, engine: RolloutEngine, backbone: Qwen25VL, policy: nn.Module, config: SyncConfig) -> None:
+        self.version, self.syncs = 0, 0
+        self.report: SyncReport | None = None
+        self.parity: ParityCheck | None = None
+        self.engine = SyncedEngine(engine, backbone, policy, config, lambda: self.version)
+
+    def bring_up_to_date(self, version: int, batch: PromptBatch, *, evaluating: bool = False) -> None:
+        self.version = version
+        done = self.engine.hand_over(batch, evaluating=evaluating)
+        if done is not None and done.sync is not None:
+            self.report, self.syncs = done.sync, self.syncs + 1
+        self.parity = done.parity if done is not None else None
+
+
+def synced(engine: RolloutEngine, backbone: Qwen25VL, policy: nn.Module, **config: Any) -> Synced:
+    return Synced(engine, backbone, policy, SyncConfig(**config))
 
 
 def difference(

@@ -32,7 +32,7 @@ def test_run_config_makes_its_objects(path: Path) -> None:
     cli = PixelThinkCLI(args=["--config", str(path), *here, *asked], run=False)
     assert cli.model.policy is None
     assert cli.datamodule.sources["predict" if asked else "train"] is not None
-    assert cli.datamodule.coordinates == cli.model.backbone.convention
+    assert cli.datamodule.coordinates == cli.model.answerer.backbone.convention
 
 
 @pytest.mark.parametrize("path", ROLLOUTS, ids=lambda path: path.stem)
@@ -52,9 +52,9 @@ def test_evaluation_config_makes_its_objects(path: Path) -> None:
     whole = "GRPOModule" in path.read_text(encoding="utf-8")
     below = [] if whole else ["--config", "configs/tiny.yaml"]  # what a baseline is laid over
     cli = PixelThinkCLI(args=[*below, "--config", str(path), *here], run=False)
-    assert not whole or cli.model.evaluation.model_billions > 0
+    assert not whole or cli.model.evaluator.config.model_billions > 0
     assert cli.datamodule.sources["test"] is not None
-    assert cli.datamodule.coordinates == cli.model.backbone.convention
+    assert cli.datamodule.coordinates == cli.model.answerer.backbone.convention
 
 
 @pytest.mark.parametrize("path", REWARDS, ids=lambda path: path.stem)
@@ -92,10 +92,10 @@ RELEASED = {
     "reward.length.uncertainty_weight": 25,
     "reward.length.slope": 500,
     "reward.length.length_mode": "response_words",
-    "backbone.freeze_vision_tower": True,
-    "backbone.convention": "pixels",
-    "evaluation.protocol": "segzero",
-    "evaluation.sampling.temperature": 0.0,
+    "answerer.backbone.freeze_vision_tower": True,
+    "answerer.backbone.convention": "pixels",
+    "evaluator.config.protocol": "segzero",
+    "evaluator.config.sampling.temperature": 0.0,
 }
 """The released recipe by attribute of the module (FACTS, section 1)."""
 RECIPES = ("pixelthink_7b", "pixelthink_3b", "seg_zero", "l1_exact", "l1_max", "visionreasoner", "qwen3vl_4b")
@@ -119,7 +119,10 @@ def test_the_released_recipe_has_the_released_constants(name: str) -> None:
     assert (optimizer.defaults["lr"], optimizer.defaults["weight_decay"]) == (1e-6, 1e-2)
     assert (cli.datamodule.batch_size, cli.datamodule.image_size) == (16, (840, 840))
     assert type(cli.datamodule.prompt).__name__ == "PixelThinkPrompt"
-    assert (cli.config["trainer"]["max_epochs"], cli.model.backbone.path.split("-")[2]) == (1, name[-2:].upper())
+    assert (cli.config["trainer"]["max_epochs"], cli.model.answerer.backbone.path.split("-")[2]) == (
+        1,
+        name[-2:].upper(),
+    )
     assert cli.datamodule.sources["train"].difficulty_file == "data/difficulty.json"
     terms = cli.model.reward.terms
     assert (terms["box_iou"].threshold, terms["box_l1"].threshold, terms["point_l1"].threshold) == (0.5, 10, 100)
@@ -144,7 +147,7 @@ def test_recipes_differ_from_the_released_one_only_where_they_say_so() -> None:
 
 def test_qwen3_reads_targets_in_thousandths_and_sizes_that_it_keeps() -> None:
     cli = made("qwen3vl_4b")
-    assert cli.datamodule.coordinates == cli.model.backbone.convention == "per_mille"
+    assert cli.datamodule.coordinates == cli.model.answerer.backbone.convention == "per_mille"
     assert all(side % 32 == 0 for side in cli.datamodule.image_size)
     assert cli.model.sampling.uncertainty_top_k >= 2
     scale = 1000 / 840
@@ -155,7 +158,7 @@ def test_qwen3_reads_targets_in_thousandths_and_sizes_that_it_keeps() -> None:
 
 def test_the_small_card_trains_an_adapter_of_a_quantised_policy() -> None:
     module = made("qlora_24gb").model
-    assert (module.backbone.quantization, module.backbone.adapter.rank) == ("nf4", 32)
+    assert (module.answerer.backbone.quantization, module.answerer.backbone.adapter.rank) == ("nf4", 32)
     assert type(module.reference).__name__ == "AdapterOff"
 
 

@@ -16,7 +16,8 @@ import torch.multiprocessing as mp
 from PIL import Image
 
 from pixelthink.data.objects import ObjectTargets
-from pixelthink.evaluation.policy_module import EvaluationConfig, headline
+from pixelthink.evaluation.config import EvaluationConfig
+from pixelthink.evaluation.evaluator import headline
 from pixelthink.geometry import encode_rle
 from pixelthink.metrics.counting import Counting, mask_scores, object_key
 from pixelthink.metrics.functional import (

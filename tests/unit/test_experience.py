@@ -11,7 +11,14 @@ from torch.nn.utils.rnn import pad_sequence
 
 from pixelthink.grpo.experience import Experience
 from pixelthink.grpo.loss import GRPOConfig, LossInputs, grpo_loss
-from pixelthink.grpo.micro_batches import drop_zero_advantage, in_order, micro_batches, plan_padded, plan_shared
+from pixelthink.grpo.micro_batches import (
+    drop_zero_advantage,
+    in_order,
+    micro_batch_rows,
+    micro_batches,
+    plan_padded,
+    plan_shared,
+)
 from pixelthink.policies.base import EncodedPrompt
 from pixelthink.policies.qwen_vl import Qwen25VL
 from tests.tiny_models import gradients, random_prompt, random_tokens, relative_difference, tiny_model
@@ -77,12 +84,13 @@ def test_every_split_gives_the_same_gradient_and_loss(computation: str) -> None:
 def test_pieces_hold_every_completion_once_and_go_back_in_order(config: GRPOConfig, shared: bool) -> None:
     whole = experience()
     pieces = micro_batches(whole, config, shared)
-    assert sorted(row for piece in pieces for row in piece.rows) == list(range(8))
+    rows = micro_batch_rows(whole.prompts, whole.completions, whole.prompt_index, config, shared)
+    assert sorted(row for part in rows for row in part) == list(range(8))
     assert whole.old_logprobs is not None
     values = [piece.old_logprobs * piece.mask for piece in pieces]  # type: ignore[operator]
-    assert torch.equal(in_order(values, pieces), whole.old_logprobs * whole.mask)
-    for piece in pieces:
-        for row, completion in zip(piece.rows, piece.completions, strict=True):
+    assert torch.equal(in_order(values, rows), whole.old_logprobs * whole.mask)
+    for part, piece in zip(rows, pieces, strict=True):
+        for row, completion in zip(part, piece.completions, strict=True):
             assert torch.equal(completion, whole.completions[row])
 
 
@@ -122,7 +130,8 @@ def test_completions_that_teach_nothing_cost_nothing() -> None:
     whole = experience()
     flat = replace(whole, advantages=torch.cat([torch.zeros(4), whole.advantages[4:]]))
     kept = drop_zero_advantage(flat, config)
-    assert kept.rows == (4, 5, 6, 7)
+    assert kept.prompt_index == (1, 1, 1, 1)
+    assert all(torch.equal(a, b) for a, b in zip(kept.completions, whole.completions[4:], strict=True))
     expected, loss = step(backbone, model, flat, config)
     for piece in micro_batches(kept, config):
         scores = backbone.score(model, piece.prompts, piece.completions, piece.prompt_index)

@@ -137,9 +137,10 @@ def test_baselines_are_laid_over_a_run(baseline: str, run: str, monkeypatch: pyt
     if baseline == "brief":
         assert cli.datamodule.prompt.text("the cup").endswith(" be brief.")
     else:
-        assert isinstance(cli.model.rollout, FixedBudget)
-        assert isinstance(cli.model.rollout.engine, HFEngine)
-        assert cli.model.rollout.think_tokens == {"no_thinking": 0, "fixed_budget": 16}[baseline]
+        engine = cli.model.answerer._rollout
+        assert isinstance(engine, FixedBudget)
+        assert isinstance(engine.engine, HFEngine)
+        assert engine.think_tokens == {"no_thinking": 0, "fixed_budget": 16}[baseline]
 
 
 @pytest.mark.parametrize("path", sorted(ROOT.glob("configs/segmenter/*.yaml")), ids=lambda path: path.stem)
@@ -149,6 +150,6 @@ def test_segmenters_are_laid_over_a_run(path: Path, run: str, monkeypatch: pytes
     load_components()
     here = ["--trainer.accelerator=cpu", "--trainer.devices=1", "--trainer.precision=32-true"]
     cli = PixelThinkCLI(args=["--config", f"configs/{run}.yaml", "--config", str(path), *here], run=False)
-    segmenter = cli.model.segmenter
+    segmenter = cli.model.answerer.segmenter
     assert isinstance(segmenter, PromptableSegmenter)
     assert segmenter.autocast == "bfloat16"

@@ -14,7 +14,7 @@ PACKAGE = ROOT / "pixelthink"
 FLOORS = (
     *("errors", "components", "timing", "geometry", "parsing", "failures", "types"),
     *("files", "parallel", "policies", "segmenters", "rollouts", "grpo", "answering", "rewards"),
-    *("judges", "data", "metrics", "evaluation", "training", "callbacks"),
+    *("judges", "data", "metrics", "evaluation", "callbacks", "training"),
     *("cli", "planning", "api", "__main__"),
     "serving",
 )

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pixelthink.parsing import parse_completion
-from pixelthink.rewards.base import LengthScore
+from pixelthink.rewards.base import LengthResult, LengthScore
 from pixelthink.rewards.length import L1Exact, L1Max, NoLengthScore, ReleasedBudget, TokenBudget, l1_exact, l1_max
 from pixelthink.types import ScoringCase
 from tests.support import golden_rows
@@ -40,15 +40,14 @@ def test_released_budget_by_hand(
     words: int, difficulty: float, uncertainty: float | None, budget: float | None, score: float
 ) -> None:
     found = ReleasedBudget()(case("w " * words, difficulty=difficulty, uncertainty=uncertainty))
-    assert found == (words, budget, pytest.approx(score, abs=1e-12))
+    assert found == LengthResult(pytest.approx(score, abs=1e-12), words, budget)
 
 
 def test_released_budget_counts_as_told() -> None:
     known: dict[str, Any] = {"difficulty": 1.0, "reasoning_tokens": 346}
     rule = ReleasedBudget()
-    assert rule(case(**known))[0] == 3
-    assert rule.with_length_mode("reasoning_tokens")(case(**known)) == (346, 96.0, 0.5)
-    assert rule.length_mode == "response_words"
+    assert rule(case(**known)).used == 3
+    assert ReleasedBudget(length_mode="reasoning_tokens")(case(**known)) == LengthResult(0.5, 346, 96.0)
     with pytest.raises(ValueError, match="unknown length_mode 'letters'; known: response_words, reasoning_tokens"):
         ReleasedBudget(length_mode="letters")  # type: ignore[arg-type]
 
@@ -57,8 +56,8 @@ def test_released_budget_counts_as_told() -> None:
 def test_released_budget_is_bounded_and_falls(difficulty: float, uncertainty: float, first: int, second: int) -> None:
     rule = ReleasedBudget(length_mode="reasoning_tokens")
     known: dict[str, Any] = {"difficulty": difficulty, "uncertainty": uncertainty}
-    short = rule(case(reasoning_tokens=min(first, second), **known))[2]
-    long = rule(case(reasoning_tokens=max(first, second), **known))[2]
+    short = rule(case(reasoning_tokens=min(first, second), **known)).score
+    long = rule(case(reasoning_tokens=max(first, second), **known)).score
     assert 0.0 <= long <= short <= 1.0
 
 
@@ -81,20 +80,20 @@ def tiny_world() -> TokenBudget:
 )
 def test_token_budget_by_hand(tokens: int, difficulty: float, uncertainty: float, budget: float, score: float) -> None:
     found = tiny_world()(case(reasoning_tokens=tokens, difficulty=difficulty, uncertainty=uncertainty))
-    assert found == (tokens, budget, pytest.approx(score, abs=1e-12))
+    assert found == LengthResult(pytest.approx(score, abs=1e-12), tokens, budget)
 
 
 def test_token_budget_pays_no_bonus_for_missing_tags() -> None:
     known: dict[str, Any] = {"reasoning_tokens": 0, "difficulty": 1.0, "uncertainty": 0.0}
-    assert tiny_world()(case("<answer>d</answer>", **known))[2] == 1.0
+    assert tiny_world()(case("<answer>d</answer>", **known)).score == 1.0
 
 
 @given(DIFFICULTY, UNCERTAINTY, TOKENS)
 def test_token_budget_is_bounded_and_every_token_costs(difficulty: float, uncertainty: float, tokens: int) -> None:
     rule = TokenBudget()
     known: dict[str, Any] = {"difficulty": difficulty, "uncertainty": uncertainty}
-    _, _, score = rule(case(reasoning_tokens=tokens, **known))
-    _, _, longer = rule(case(reasoning_tokens=tokens + 1, **known))
+    score = rule(case(reasoning_tokens=tokens, **known)).score
+    longer = rule(case(reasoning_tokens=tokens + 1, **known)).score
     assert rule.floor <= longer < score <= 1 + rule.easy_bonus
 
 
@@ -102,8 +101,8 @@ def test_token_budget_is_bounded_and_every_token_costs(difficulty: float, uncert
 def test_token_budget_grants_hard_queries_more(uncertainty: float, tokens: int, first: float, second: float) -> None:
     rule = TokenBudget()
     known: dict[str, Any] = {"uncertainty": uncertainty, "reasoning_tokens": tokens}
-    _, easy_budget, _ = rule(case(difficulty=min(first, second), **known))
-    _, hard_budget, _ = rule(case(difficulty=max(first, second), **known))
+    easy_budget = rule(case(difficulty=min(first, second), **known)).budget
+    hard_budget = rule(case(difficulty=max(first, second), **known)).budget
     assert easy_budget is not None
     assert hard_budget is not None
     assert easy_budget <= hard_budget
@@ -159,9 +158,9 @@ def test_what_is_missing_is_an_error_that_names_the_sample(
 
 
 def test_what_is_not_needed_may_be_missing() -> None:
-    assert NoLengthScore()(case()) == (None, None, 1.0)
-    assert ReleasedBudget()(case(difficulty=1.0))[2] == 1.0
-    assert TokenBudget(uncertainty_tokens=0)(case(difficulty=1.0, reasoning_tokens=32))[2] == 1.0
+    assert NoLengthScore()(case()) == LengthResult(1.0, None, None)
+    assert ReleasedBudget()(case(difficulty=1.0)).score == 1.0
+    assert TokenBudget(uncertainty_tokens=0)(case(difficulty=1.0, reasoning_tokens=32)).score == 1.0
 
 
 def test_l1_equals_the_released_scores() -> None:
@@ -172,9 +171,9 @@ def test_l1_equals_the_released_scores() -> None:
         for combination in ("additive", "multiplicative"):
             how = "additive" if component is L1Exact else "multiplicative"
             rule = component(target_tokens=target, alpha=alpha, **{how: combination == how})
-            found_used, found_target, score = rule(case(reasoning_tokens=used))
-            assert (found_used, found_target, score) == (used, target, expected["delta_score"])
-            assert rule.combine(row["correct"], score) == expected[combination], row["id"]
+            found = rule(case(reasoning_tokens=used))
+            assert found == LengthResult(expected["delta_score"], used, target)
+            assert rule.combine(row["correct"], found.score) == expected[combination], row["id"]
 
 
 @given(st.integers(0, 10_000), st.integers(0, 10_000), st.floats(0, 1))

@@ -1,7 +1,7 @@
 """Terms and whole rewards: by hand, against the released functions, and as jsonargparse builds them."""
 
 import inspect
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from hypothesis import given
@@ -9,13 +9,13 @@ from hypothesis import strategies as st
 from jsonargparse import ArgumentParser, lazy_instance
 
 from pixelthink.data.solution import parse_objects_solution, parse_solution
-from pixelthink.geometry import Target
+from pixelthink.geometry import Target, box_iou
 from pixelthink.parsing import parse_completion
-from pixelthink.rewards.base import LENGTH_MODES, LengthMode, Reward, RewardTerm
+from pixelthink.rewards.base import Reward, RewardTerm
 from pixelthink.rewards.composite import PixelThinkReward
 from pixelthink.rewards.format import ThinkFormat
-from pixelthink.rewards.length import L1Exact, L1Max, NoLengthScore, ReleasedBudget, TokenBudget
-from pixelthink.rewards.localization import BoxIoU, BoxL1, PointL1, box_iou, box_l1, paired_point_distance
+from pixelthink.rewards.length import L1Exact, L1Max, LengthMode, NoLengthScore, ReleasedBudget, TokenBudget
+from pixelthink.rewards.localization import BoxIoU, BoxL1, PointL1, box_l1, paired_point_distance
 from pixelthink.rewards.vision_reasoner import VisionReasonerReward, non_repeat
 from pixelthink.types import ScoringCase
 from tests.support import golden_rows
@@ -106,7 +106,7 @@ def test_extra_terms_are_logged_under_their_class_name() -> None:
 
 
 def test_pixelthink_equals_the_released_reward() -> None:
-    rewards: dict[LengthMode, Reward] = {mode: PixelThinkReward().with_length_mode(mode) for mode in LENGTH_MODES}
+    rewards = {mode: PixelThinkReward(length=ReleasedBudget(length_mode=mode)) for mode in get_args(LengthMode)}
     for row in golden_rows("pixelthink_reward.jsonl.gz"):
         score = rewards[row["length_mode"]].score(
             case(
@@ -253,7 +253,6 @@ def test_defaults_are_ordinary_objects() -> None:
     first, second = PixelThinkReward(), PixelThinkReward()
     assert type(first.length) is ReleasedBudget
     assert first.length is not second.length
-    assert first.with_length_mode("reasoning_tokens").length.length_mode == "reasoning_tokens"  # type: ignore[attr-defined]
 
 
 def test_terms_are_added_to_a_list() -> None:

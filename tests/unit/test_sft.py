@@ -16,13 +16,14 @@ from pixelthink.data.shape_scenes import ShapeScenes
 from pixelthink.parsing import parse_completion
 from pixelthink.policies.qwen_vl import Qwen25VL
 from pixelthink.training.optim import WarmupHoldDecay
-from pixelthink.training.sft_module import Recipe, SFTModule
+from pixelthink.training.recipes import Recipe, draw_recipe
+from pixelthink.training.sft_module import SFTModule
 from pixelthink.types import LEVELS, Prompt, PromptBatch, Sample
 
 
 def module(path: Path | str, *recipes: Recipe) -> SFTModule:
     built = SFTModule(Qwen25VL(str(path), dtype="float32"), list(recipes))
-    built.backbone.setup()
+    built.answerer.backbone.setup()
     return built
 
 
@@ -33,7 +34,7 @@ def prompt_of(sample: Sample) -> Prompt:
 def test_samples_are_divided_by_weight(tiny_policy_path: Path) -> None:
     built = module(tiny_policy_path, Recipe("verbose", 3.0), Recipe("brief", 1.0), Recipe("steps", first_step=1))
     sample = ShapeScenes(size=1)[0]
-    recipes = [built.recipe_of(replace(sample, id=f"sample-{i}")) for i in range(4000)]
+    recipes = [draw_recipe(built.recipes, replace(sample, id=f"sample-{i}"), 0) for i in range(4000)]
     counts = Counter(recipe.reasoning for recipe in recipes if recipe is not None)
     assert set(counts) == {"verbose", "brief"}
     assert abs(counts["verbose"] - 3000) < 4 * (4000 * 0.75 * 0.25) ** 0.5
@@ -45,8 +46,8 @@ def test_the_learned_response_parses_to_the_target(tiny_policy_path: Path) -> No
     sample = ShapeScenes(size=1)[0]
     prompt, ids = built.example(prompt_of(sample), recipe)
     assert prompt.messages[-1]["content"][1]["text"] == f"find {sample.question}. be brief."
-    assert ids[-1].item() == built.backbone.stop_token_ids[0]
-    answer = parse_completion(built.backbone.processor.tokenizer.decode(ids[:-1]))
+    assert ids[-1].item() == built.answerer.backbone.stop_token_ids[0]
+    answer = parse_completion(built.answerer.backbone.processor.tokenizer.decode(ids[:-1]))
     assert answer.think_ok
     assert answer.reasoning == sample.reasoning["steps"]
     assert answer.box_xyxy == sample.targets[0].box_xyxy
@@ -58,7 +59,7 @@ def test_a_caption_ends_with_the_reasoning(tiny_policy_path: Path) -> None:
     built = module(tiny_policy_path, recipe)
     sample = ShapeScenes(size=1)[0]
     _, ids = built.example(prompt_of(sample), recipe)
-    text = built.backbone.processor.tokenizer.decode(ids[:-1])
+    text = built.answerer.backbone.processor.tokenizer.decode(ids[:-1])
     assert text == f"<think>{sample.reasoning['caption']}</think>"
 
 
@@ -81,7 +82,7 @@ def test_a_recipe_of_some_levels_leaves_the_others_out(tiny_policy_path: Path) -
 def test_a_recipe_without_reasoning_leaves_its_share_out(tiny_policy_path: Path) -> None:
     built = module(tiny_policy_path, Recipe("steps", 1.0), Recipe(None, 3.0))
     samples = [ShapeScenes(size=400)[i] for i in range(400)]
-    shown = [sample.id for sample in samples if built.recipe_of(sample) is not None]
+    shown = [sample.id for sample in samples if draw_recipe(built.recipes, sample, 0) is not None]
     assert abs(len(shown) - 100) < 4 * (400 * 0.25 * 0.75) ** 0.5
     examples = built.examples(PromptBatch(tuple(prompt_of(sample) for sample in samples)))
     assert [prompt.sample.id for prompt, _ in examples] == shown

@@ -7,34 +7,66 @@ import warnings
 
 import pytest
 import torch
+from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch import nn
 
-from pixelthink.evaluation.policy_module import EvaluationConfig, giou_within_budget
+from pixelthink.evaluation.config import EvaluationConfig, giou_within_budget
+from pixelthink.parallel.processes import Processes
+from pixelthink.training.learner import Learner, TrainingDiverged
 from pixelthink.training.optim import TransformersSchedule
-from pixelthink.training.step_guard import StepGuard, TrainingDiverged
 
 
-def test_finite_steps_are_allowed_in_silence() -> None:
-    guard = StepGuard(limit=0)
+class Steps:
+    """A learner with one weight of 1, whose gradient the test gives; plain gradient descent with a rate of 1."""
+
+    def __init__(self, limit: int) -> None:
+        self.policy = nn.Linear(1, 1, bias=False)
+        nn.init.ones_(self.policy.weight)
+        self.learner = Learner(
+            None,  # type: ignore[arg-type]  # nothing here is saved
+            lambda parameters: torch.optim.SGD(parameters, lr=1.0),
+            None,
+            max_grad_norm=1e30,
+            max_skipped_steps=limit,
+        )
+        self.optimizer = self.learner.configure(self.policy)
+
+    def step(self, loss: float, gradient: float) -> float:
+        """Takes step 7; returns the weight after it."""
+        self.policy.weight.grad = torch.tensor([[gradient]])
+        processes = Processes(SingleDeviceStrategy(torch.device("cpu")))
+        self.learner.step(self.policy, self.optimizer, None, processes, torch.tensor(loss), 7)
+        assert self.policy.weight.grad is None
+        return float(self.policy.weight.detach())
+
+
+def test_finite_steps_are_taken_in_silence() -> None:
+    steps = Steps(limit=0)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert guard.allows(0, -0.1, 1e30)
-    assert guard.skipped == 0
+        assert steps.step(-0.1, 0.25) == 0.75
+    assert steps.learner.skipped_steps == 0
 
 
-@pytest.mark.parametrize(("loss", "norm"), [(math.nan, 1.0), (0.5, math.inf), (-math.inf, math.nan)])
-def test_others_are_left_out_and_counted_and_end_the_run(loss: float, norm: float) -> None:
-    guard = StepGuard(limit=2)
+@pytest.mark.parametrize(("loss", "gradient"), [(math.nan, 1.0), (0.5, math.inf), (-math.inf, math.nan)])
+def test_others_are_left_out_and_counted_and_end_the_run(loss: float, gradient: float) -> None:
+    steps = Steps(limit=2)
     for count in (1, 2):
         with pytest.warns(UserWarning, match=f"step 7 left out: .*; {count} of at most 2 such steps"):
-            assert not guard.allows(7, loss, norm)
+            assert steps.step(loss, gradient) == 1.0
     with pytest.raises(TrainingDiverged, match="training stopped at step 7: 3 steps without a finite loss"):
-        guard.allows(7, loss, norm)
+        steps.step(loss, gradient)
+
+
+def test_gradients_are_scaled_down_to_the_largest_norm() -> None:
+    steps = Steps(limit=0)
+    steps.learner.max_grad_norm = 0.5
+    assert steps.step(0.1, 4.0) == pytest.approx(0.5, abs=1e-6)
 
 
 def test_a_negative_limit_is_refused() -> None:
     with pytest.raises(ValueError, match="max_skipped_steps must not be negative"):
-        StepGuard(-1)
+        Steps(-1)
 
 
 def rates(steps: int, **options: object) -> list[float]:

@@ -17,6 +17,7 @@ from pixelthink.data.prompts import ShortPrompt
 from pixelthink.data.shape_scenes import ShapeScenes
 from pixelthink.policies.qwen_vl import Qwen25VL
 from pixelthink.rollouts.base import SamplingConfig
+from pixelthink.rollouts.parity import without_images
 from pixelthink.rollouts.vllm import VLLMEngine
 from pixelthink.rollouts.vllm_launch import max_positions
 from pixelthink.rollouts.vllm_requests import (
@@ -26,7 +27,6 @@ from pixelthink.rollouts.vllm_requests import (
     sampling_options,
     shares_of_batch,
 )
-from pixelthink.rollouts.weight_sync import without_images
 from pixelthink.types import Prompt, Timings
 
 
@@ -121,7 +121,7 @@ def test_bad_options_are_named(options: dict[str, Any], named: str) -> None:
         VLLMEngine(**options)
 
 
-@pytest.mark.parametrize("options", [{"every_n_steps": 0}, {"proof_tokens": 0}, {"limit": 0.0}, {"limit": -1.0}])
+@pytest.mark.parametrize("options", [{"every_n_steps": 0}, {"parity_tokens": 0}, {"limit": 0.0}, {"limit": -1.0}])
 def test_bad_options_of_the_callback_are_named(options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=f"RolloutWeightSync: .*{next(iter(options))}"):
         RolloutWeightSync(**options)

@@ -1,0 +1,44 @@
+"""What a GRPO run refuses before anything is loaded."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import lightning as L
+
+from pixelthink.answering.answerer import Answerer
+from pixelthink.errors import UserError
+from pixelthink.grpo.loss import GRPOConfig
+from pixelthink.rewards.base import Reward
+
+
+def check_answer_style(trainer: L.Trainer, reward: Reward) -> None:
+    """The reward has to read the answers that the prompts ask for.
+
+    Raises:
+        UserError: it reads another style.
+    """
+    prompt = getattr(getattr(trainer, "datamodule", None), "prompt", None)
+    asked = prompt.answer_style if prompt is not None else "single"
+    if asked != reward.answer_style:
+        raise UserError(
+            f"data.prompt asks for answers in style {asked!r}, but model.reward, a {type(reward).__name__}, reads "
+            f"{reward.answer_style!r}: every answer would fail"
+        )
+
+
+def check_sampling_ahead(trainer: L.Trainer, answerer: Answerer, config: GRPOConfig) -> None:
+    """Sampling ahead has to be possible, and must not bias the gradient unseen.
+
+    Raises:
+        UserError: the engine samples in this process, nothing corrects the bias, or the next batch cannot be known.
+    """
+    if not answerer.samples_beside_training:
+        engine = answerer.engine_type.__name__
+        raise UserError(f"sample_ahead: {engine} samples in this process; use VLLMServerEngine, or leave it off")
+    if config.rollout_correction == "none":
+        raise UserError("sample_ahead is off-policy: set grpo.rollout_correction, e.g. to token_truncate")
+    data = getattr(trainer, "datamodule", None)
+    if not hasattr(data, "look_ahead"):
+        raise UserError("sample_ahead needs a PromptData datamodule, whose loader knows the next batch")
+    cast("Any", data).look_ahead = True

@@ -12,10 +12,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from pixelthink.parallel.collectives import all_gather_object
-
 Piece = TypeVar("Piece")
-Value = TypeVar("Value")
 
 
 class Processes:
@@ -36,10 +33,6 @@ class Processes:
     def sum(self, value: Tensor) -> Tensor:
         """Returns the sum of a tensor over all processes."""
         return self.strategy.reduce(value.clone(), reduce_op="sum") if self.count > 1 else value
-
-    def gathered(self, value: Value) -> list[Value]:
-        """Returns `all_gather_object` of a value."""
-        return all_gather_object(value)
 
     def pad_micro_batches(self, passes: Sequence[Piece], empty: Callable[[Piece], Piece]) -> list[Piece]:
         """Returns this process's passes; where weights are shared, as many as the process with most of them makes.

@@ -26,6 +26,7 @@ from omegaconf.errors import OmegaConfBaseException
 from tqdm import tqdm
 
 from pixelthink.answering.answerer import Answerer
+from pixelthink.cli.layers import files_of
 from pixelthink.cli.registry import load_components
 from pixelthink.data.collate import Collate
 from pixelthink.data.datamodule import PromptData
@@ -85,14 +86,17 @@ def load_run(path: str, policy: str | None) -> tuple[SegmentationModule, PromptD
     Raises:
         UserError: the file has no model or data, or names no component.
     """
-    config = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
-    if not isinstance(config, dict) or not {"model", "data"} <= config.keys():
+    layers = [OmegaConf.to_container(OmegaConf.load(file), resolve=True) for file in files_of(path)]
+    if not {"model", "data"} <= {key for layer in layers for key in layer}:
         raise UserError(f"{path}: a run's configuration has model and data")
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(SegmentationModule, "model")
     parser.add_class_arguments(PromptData, "data")
     arguments = [f"--model.policy.path={policy}"] if policy is not None else []
-    defaults = parser.parse_object({"model": config["model"], "data": config["data"]})
+    defaults = None
+    for layer in layers:
+        parts = {key: layer[key] for key in ("model", "data") if key in layer}
+        defaults = parser.parse_object(parts, cfg_base=defaults)
     made = parser.instantiate(parser.parse_args([*arguments], namespace=defaults) if arguments else defaults)
     return made.model, made.data
 

@@ -22,6 +22,7 @@ import math
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from jsonargparse import ArgumentError, ArgumentParser
@@ -29,7 +30,9 @@ from jsonargparse import ArgumentError, ArgumentParser
 import pixelthink.rewards.composite
 import pixelthink.rewards.mask_iou
 import pixelthink.rewards.vision_reasoner  # noqa: F401  (imported, so that the short class names resolve)
+from pixelthink.cli.layers import read_yaml
 from pixelthink.data.solution import parse_objects_solution, parse_solution
+from pixelthink.errors import UserError
 from pixelthink.files.jsonl import read_rows, row_error, write_rows_atomically
 from pixelthink.geometry import Target
 from pixelthink.parsing import parse_completion
@@ -42,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
     parser = build_parser()
     try:
-        options = parser.parse_args(arguments)
+        options = parser.parse_args([*with_rewards(sys.argv[1:] if arguments is None else arguments)])
         reward: Reward = parser.instantiate(options).reward
         count = write_rows_atomically(options.output, score_rows(reward, options.input))
     except (ArgumentError, OSError, TypeError, ValueError) as error:
@@ -55,11 +58,38 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def build_parser() -> ArgumentParser:
     """The options."""
     parser = ArgumentParser(prog="score_rollouts.py", description=(__doc__ or "").split("\n")[0], exit_on_error=False)
-    parser.add_argument("--config", action="config", help="YAML file with a `reward:`; see configs/reward/.")
+    parser.add_argument("--config", action="config", help="YAML file with a reward; see configs/reward/.")
     parser.add_argument("--reward", type=Reward, required=True, help="The reward, as class_path and init_args.")
     parser.add_argument("--input", type=str, required=True, help="JSON Lines file of logged responses (.gz too).")
     parser.add_argument("--output", type=str, required=True, help="JSON Lines file to write (.gz too), all or nothing.")
     return parser
+
+
+def with_rewards(arguments: Sequence[str]) -> Iterator[str]:
+    """The arguments, with the reward that a config file names in place of the file."""
+    before = ""
+    for argument in arguments:
+        if before == "--config":
+            yield reward_of(argument)
+        elif argument.startswith("--config="):
+            yield f"--config={reward_of(argument.removeprefix('--config='))}"
+        else:
+            yield argument
+        before = argument
+
+
+def reward_of(path: str) -> str:
+    """The reward of a layer or of a run's config, as JSON.
+
+    Raises:
+        UserError: the file cannot be read, or names none.
+    """
+    value = read_yaml(Path(path))
+    model = value.get("model") or {}
+    found = value.get("reward") or model.get("reward") or (model.get("init_args") or {}).get("reward")
+    if found is None:
+        raise UserError(f"--config: {path} has no model.reward; see configs/reward")
+    return json.dumps({"reward": found})
 
 
 def score_rows(reward: Reward, path: str) -> Iterator[dict[str, Any]]:

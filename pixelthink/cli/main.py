@@ -11,12 +11,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from jsonargparse import Namespace, set_parsing_settings
+from jsonargparse import set_parsing_settings
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from pixelthink.callbacks.training_health import TrainingHealth
+from pixelthink.cli.layers import with_bases
 from pixelthink.cli.messages import short_message
 from pixelthink.cli.registry import load_components
 from pixelthink.data.datamodule import PromptData
@@ -74,13 +75,15 @@ class PixelThinkCLI(LightningCLI):
         )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Has every run's health watched; `--health.limits.…` says when to warn."""
+        """Adds `base`, the configs that a config builds on; has every run's health watched (`--health.limits.…`)."""
+        parser.add_argument("--base", type=str | list[str] | None, default=None, help="Configs below this one.")
         parser.add_lightning_class_args(TrainingHealth, "health")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parses the list that `main` made of the command line."""
-        assert not isinstance(args, dict | Namespace)
-        self.config = parser.parse_args(args)
+        assert isinstance(args, list)
+        self.config = parser.parse_args(with_bases(args))
+        (self.config.get(self.config.get("subcommand") or "") or self.config).base = None  # has been laid below
 
     def _parse_ckpt_path(self) -> None:
         """Nothing: a checkpoint has no say in the configuration, and need not be read twice."""

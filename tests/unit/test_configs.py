@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from jsonargparse import ArgumentParser
 
-from pixelthink.cli.main import PixelThinkCLI
+from pixelthink.cli.layers import read_yaml, with_bases
+from pixelthink.cli.main import PixelThinkCLI, one_line
 from pixelthink.cli.registry import load_components
+from pixelthink.errors import UserError
 from pixelthink.rewards.base import Reward
 from tests.support import ROOT
+from tools.score_rollouts import build_parser as reward_parser
+from tools.score_rollouts import reward_of
 
 RUNS = sorted(ROOT.glob("configs/*.yaml"))
 ROLLOUTS = sorted(ROOT.glob("configs/rollout/*.yaml"))
 EVALUATIONS = sorted(ROOT.glob("configs/eval/*.yaml"))
 REWARDS = sorted(ROOT.glob("configs/reward/*.yaml"))
+FILES = ["--input=in.jsonl", "--output=out.jsonl"]
+BASELINES = [ROOT / f"configs/eval/{name}.yaml" for name in ("brief", "no_thinking", "fixed_budget")]
+RECIPES_OF_ALL_KINDS = [*RUNS, *(path for path in EVALUATIONS if path not in BASELINES)]
+KINDS = ("reward", "rollout", "segmenter", "data")
+LAYERS = [*BASELINES, *(path for kind in KINDS for path in sorted(ROOT.glob(f"configs/{kind}/*.yaml")))]
+HERE = ["--trainer.accelerator=cpu", "--trainer.devices=1", "--trainer.precision=32-true"]  # whatever it is for
 
 
 @pytest.fixture(autouse=True)
@@ -27,9 +37,8 @@ def _components(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("path", RUNS, ids=lambda path: path.stem)
 def test_run_config_makes_its_objects(path: Path) -> None:
-    here = ["--trainer.accelerator=cpu", "--trainer.devices=1", "--trainer.precision=32-true"]  # whatever it is for
     asked = ["--data.predict.image=photo.jpg", "--data.predict.question=the dog"] if "predict" in path.stem else []
-    cli = PixelThinkCLI(args=["--config", str(path), *here, *asked], run=False)
+    cli = PixelThinkCLI(args=["--config", str(path), *HERE, *asked], run=False)
     assert cli.model.policy is None
     assert cli.datamodule.sources["predict" if asked else "train"] is not None
     assert cli.datamodule.coordinates == cli.model.answerer.backbone.convention
@@ -48,22 +57,71 @@ def test_rollout_config_changes_the_engine_alone(path: Path) -> None:
 
 @pytest.mark.parametrize("path", EVALUATIONS, ids=lambda path: path.stem)
 def test_evaluation_config_makes_its_objects(path: Path) -> None:
-    here = ["--trainer.accelerator=cpu", "--trainer.devices=1"]
-    whole = "GRPOModule" in path.read_text(encoding="utf-8")
-    below = [] if whole else ["--config", "configs/tiny.yaml"]  # what a baseline is laid over
-    cli = PixelThinkCLI(args=[*below, "--config", str(path), *here], run=False)
-    assert not whole or cli.model.evaluator.config.model_billions > 0
+    below = ["--config", "configs/tiny.yaml"] if path in BASELINES else []
+    cli = PixelThinkCLI(args=[*below, "--config", str(path), *HERE], run=False)
+    assert path in BASELINES or cli.model.evaluator.config.model_billions > 0
     assert cli.datamodule.sources["test"] is not None
     assert cli.datamodule.coordinates == cli.model.answerer.backbone.convention
 
 
 @pytest.mark.parametrize("path", REWARDS, ids=lambda path: path.stem)
 def test_reward_config_makes_a_reward(path: Path) -> None:
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_argument("--config", action="config")
-    parser.add_subclass_arguments(Reward, "reward")
-    made = parser.instantiate_classes(parser.parse_args([f"--config={path}"]))
+    made = reward_parser().instantiate(reward_parser().parse_args([f"--config={reward_of(str(path))}", *FILES]))
     assert isinstance(made.reward, Reward)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layer", LAYERS, ids=lambda path: f"{path.parent.stem}-{path.stem}")
+def test_a_layer_can_be_laid_over_every_recipe(layer: Path) -> None:
+    """Its own part is as the layer says, the rest as the recipe says; only a reward needs a module that has one."""
+    own = read_yaml(layer)
+    for recipe in RECIPES_OF_ALL_KINDS:
+        asked = ["--data.predict.image=a.jpg", "--data.predict.question=b"] if "predict" in recipe.stem else []
+        plain = PixelThinkCLI(args=["--config", str(recipe), *asked, *HERE], run=False)
+        if "reward" in own.get("model", {}) and not hasattr(plain.model, "reward"):
+            with pytest.raises(Exception, match="reward") as refused:
+                PixelThinkCLI(args=["--config", str(recipe), "--config", str(layer), *asked, *HERE], run=False)
+            assert one_line(refused.value).startswith("--model.reward: no such option")
+            continue
+        laid = PixelThinkCLI(args=["--config", str(recipe), "--config", str(layer), *asked, *HERE], run=False)
+        before, after = options_of(plain), options_of(laid)
+        changed = {(part, name) for part in before for name in before[part] if before[part][name] != after[part][name]}
+        named = {(part, name) for part, options in own.items() for name in options}
+        assert changed <= named, f"{recipe.stem} × {layer.stem}"
+        for part, name in named:
+            wanted = own[part][name].get("class_path")
+            assert wanted is None or after[part][name]["class_path"].endswith(f".{wanted}"), recipe.stem
+
+
+def options_of(cli: PixelThinkCLI) -> dict[str, dict[str, Any]]:
+    """What a run is made of, by part."""
+    config = cli.config.as_dict()
+    return {"model": config["model"]["init_args"], "data": config["data"], "trainer": config["trainer"]}
+
+
+def test_a_config_builds_on_others(tmp_path: Path) -> None:
+    (tmp_path / "below.yaml").write_text("model: {a: 1}", encoding="utf-8")
+    (tmp_path / "middle.yaml").write_text("base: below.yaml", encoding="utf-8")
+    (tmp_path / "top.yaml").write_text("base: [middle.yaml, below.yaml]", encoding="utf-8")
+    names = [Path(option).name for option in with_bases(["fit", f"--config={tmp_path}/top.yaml", "--config"])[1:]]
+    assert names == [*("--config", "below.yaml", "--config", "middle.yaml", "--config", "below.yaml"),
+                     *("--config", "top.yaml", "--config")]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("base: me.yaml", "me.yaml builds on itself"),
+        ("base: other.yaml", "there is no file '.*other.yaml'"),
+        ("a:\n\t- b", "me.yaml: line 2: .* \\(a tab: indent with spaces\\)"),
+        ("- a", "me.yaml holds no options"),
+    ],
+)
+def test_a_config_that_cannot_be_read_is_one_line(text: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "me.yaml").write_text(text, encoding="utf-8")
+    with pytest.raises(UserError, match=message) as caught:
+        with_bases(["--config", str(tmp_path / "me.yaml")])
+    assert "\n" not in str(caught.value)
 
 
 def test_configs_are_found() -> None:
@@ -114,7 +172,7 @@ def test_the_released_recipe_has_the_released_constants(name: str) -> None:
         for part in path.split("."):
             value = getattr(value, part)
         assert value == expected, path
-    optimizer = cli.model.optimizer_factory([torch.nn.Parameter(torch.zeros(1))])
+    optimizer = cli.model.learner.optimizer([torch.nn.Parameter(torch.zeros(1))])
     assert type(optimizer) is torch.optim.AdamW
     assert (optimizer.defaults["lr"], optimizer.defaults["weight_decay"]) == (1e-6, 1e-2)
     assert (cli.datamodule.batch_size, cli.datamodule.image_size) == (16, (840, 840))

@@ -71,7 +71,7 @@ def rows(count: int, files: list[bytes]) -> Iterator[dict[str, Any]]:
 
 def write(folder: Path, count: int) -> None:
     """A data set in the checked format, in parts as tools/prepare_data.py writes them."""
-    from pixelthink.data.checked import FORMAT, MANIFEST, VERSION
+    from pixelthink.data.checked_format import FORMAT, MANIFEST, VERSION
     from pixelthink.data.prepare import PrepareOptions, write_part
 
     folder.mkdir()
@@ -88,7 +88,7 @@ def read(reader: str, folder: str, count: int, samples: int) -> tuple[float, flo
     """Samples per second and MiB that reading added at most; call it in a process of its own."""
     import torch
 
-    from pixelthink.data.checked import Checked
+    from pixelthink.data.sources.checked import Checked
 
     torch.set_num_threads(1)
     order = random.Random(0).sample(range(count), min(samples, count))

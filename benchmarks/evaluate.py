@@ -34,7 +34,7 @@ from pixelthink.data.base import SampleSource
 from pixelthink.data.collate import Collate
 from pixelthink.data.datamodule import PromptData
 from pixelthink.data.prompts import ShortPrompt
-from pixelthink.data.shape_scenes import IMAGE_SIZE, draw_scene, rate_difficulty, sample_query, sample_scene
+from pixelthink.data.sources.shape_scenes import IMAGE_SIZE, draw_scene, rate_difficulty, sample_query, sample_scene
 from pixelthink.evaluation.config import EvaluationConfig
 from pixelthink.geometry import target_from_mask
 from pixelthink.parsing import Answer, parse_completion

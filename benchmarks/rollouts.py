@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from benchmarks.plain_generate import PlainGenerate
 from pixelthink.data.collate import Collate
 from pixelthink.data.prompts import ShortPrompt
-from pixelthink.data.shape_scenes import ShapeScenes
+from pixelthink.data.sources.shape_scenes import ShapeScenes
 from pixelthink.policies.base import PolicyBackbone
 from pixelthink.policies.qwen_vl import Qwen25VL
 from pixelthink.rollouts.base import RolloutEngine, SamplingConfig

@@ -144,7 +144,7 @@ class PromptBatch:
         places: Place of each among the step's prompts on all processes; 0 to P − 1 where there is one process. The
             random numbers that a prompt's completions meet are a function of seed and place, so that any number of
             processes samples the same.
-        upcoming: The next step's prompts, where somebody asked the dataloader to look ahead and the epoch goes on.
+        upcoming: The next step's prompts in training; None in the last step of an epoch and in evaluation.
     """
 
     prompts: tuple[Prompt, ...]

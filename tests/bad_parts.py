@@ -11,7 +11,7 @@ import lightning as L
 from lightning.pytorch.callbacks import Callback
 
 from pixelthink.data.base import SampleSource
-from pixelthink.data.shape_scenes import ShapeScenes
+from pixelthink.data.sources.shape_scenes import ShapeScenes
 from pixelthink.rollouts.base import SamplingConfig
 from pixelthink.rollouts.hf import HFEngine
 from pixelthink.types import Completion, PromptBatch, RolloutBatch, Sample

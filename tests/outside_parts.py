@@ -11,7 +11,7 @@ from torch import nn
 
 from pixelthink.data.base import SampleSource
 from pixelthink.data.prompts import PromptStyle
-from pixelthink.data.shape_scenes import ShapeScenes
+from pixelthink.data.sources.shape_scenes import ShapeScenes
 from pixelthink.policies.qwen_vl import Qwen25VL
 from pixelthink.rewards.base import LengthResult, LengthScore, Reward, RewardTerm
 from pixelthink.rollouts.base import SamplingConfig

@@ -24,7 +24,7 @@ from torch import Tensor
 from pixelthink.callbacks.hf_export import HFExport
 from pixelthink.data.datamodule import PromptData
 from pixelthink.data.prompts import ShortPrompt
-from pixelthink.data.shape_scenes import ShapeScenes
+from pixelthink.data.sources.shape_scenes import ShapeScenes
 from pixelthink.evaluation.config import EvaluationConfig
 from pixelthink.evaluation.interface import SegmentationModule
 from pixelthink.files.checkpoints import AtomicCheckpointIO

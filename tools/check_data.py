@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from jsonargparse import ArgumentParser
 
-from pixelthink.data.checked import validate
+from pixelthink.data.sources.checked import validate
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

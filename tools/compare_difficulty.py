@@ -19,6 +19,7 @@ import numpy as np
 from jsonargparse import ArgumentParser
 
 from pixelthink.data.difficulty import read_difficulties
+from pixelthink.errors import UserError
 from pixelthink.types import LEVELS, difficulty_level
 
 
@@ -30,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         result = compare(read_difficulties(options.first), read_difficulties(options.second))
-    except ValueError as error:
+    except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     print(json.dumps(result, indent=1))
@@ -41,13 +42,13 @@ def compare(first: Mapping[str, float], second: Mapping[str, float]) -> dict[str
     """The report.
 
     Raises:
-        ValueError: fewer than two ids are in both.
+        UserError: fewer than two ids are in both.
     """
     from scipy import stats
 
     shared = [name for name in first if name in second]
     if len(shared) < 2:
-        raise ValueError(f"the files share {len(shared)} ids; a correlation needs two")
+        raise UserError(f"the files share {len(shared)} ids; a correlation needs two")
     a = np.array([first[name] for name in shared])
     b = np.array([second[name] for name in shared])
     constant = np.ptp(a) == 0 or np.ptp(b) == 0

@@ -27,9 +27,10 @@ from tqdm import tqdm
 
 from pixelthink.cli.registry import RegistryError, load_components
 from pixelthink.data.base import SampleSource
-from pixelthink.data.checked import Checked
 from pixelthink.data.contact_sheet import draw_contact_sheet
 from pixelthink.data.prepare import REJECTED, PrepareOptions, prepare
+from pixelthink.data.sources.checked import Checked
+from pixelthink.errors import UserError
 
 CONTACT_SHEET = "contact_sheet.png"
 
@@ -43,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         how = PrepareOptions(**{field.name: options[field.name] for field in fields(PrepareOptions)})
         options.source.setup()
         return run(options.source, options.output, how, options.contact_sheet)
-    except (ArgumentError, RegistryError, ImportError, OSError, ValueError) as error:
+    except (ArgumentError, RegistryError, UserError, OSError) as error:
         print(f"error: {' '.join(str(error).split())[:500]}", file=sys.stderr)
         return 2
 

@@ -27,8 +27,16 @@ from tqdm import tqdm
 from pixelthink.cli.registry import RegistryError, load_components
 from pixelthink.data.base import SampleSource
 from pixelthink.data.difficulty import some
-from pixelthink.data.rater import RaterOptions, RatingCache, RatingClient, Ratings, rate_source
-from pixelthink.data.rating import Aggregate, aggregate_rating
+from pixelthink.data.rating import (
+    Aggregate,
+    RaterOptions,
+    RatingCache,
+    RatingClient,
+    Ratings,
+    aggregate_rating,
+    rate_source,
+)
+from pixelthink.files.atomic import write_atomically
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -43,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options.source.setup()
         with tqdm(total=len(options.source), unit="sample", desc="rating", file=sys.stderr) as bar:
             ratings = rate_source(options.source, client, cache, bar.update)
-    except (ArgumentError, RegistryError, ImportError, OSError, ValueError) as error:
+    except (ArgumentError, RegistryError, OSError, ValueError) as error:
         print(f"error: {' '.join(str(error).split())[:500]}", file=sys.stderr)
         return 2
     if len(ratings.parts) < len(options.source):
@@ -84,9 +92,7 @@ def write(ratings: Ratings, output: str, how: Aggregate) -> None:
         {"image_id": name, "difficulty_score_model": aggregate_rating(parts, how), **parts}
         for name, parts in ratings.parts.items()
     ]
-    temporary = Path(f"{output}.tmp")
-    temporary.write_text(json.dumps(rows, ensure_ascii=False, indent=1), encoding="utf-8")
-    temporary.replace(output)
+    write_atomically(Path(output), json.dumps(rows, ensure_ascii=False, indent=1))
     values = sorted(float(row["difficulty_score_model"]) for row in rows)
     print(f"{len(rows)} samples rated, {values[0]:.2f} to {values[-1]:.2f}, median {values[len(values) // 2]:.2f}")
 

@@ -29,8 +29,7 @@ from typing import Any
 import numpy as np
 from jsonargparse import ArgumentError, ArgumentParser
 
-from pixelthink.data.checks import check_difficulty
-from pixelthink.data.objects import ObjectTargets
+from pixelthink.data.validation import ObjectTargets, check_difficulty
 from pixelthink.files.jsonl import read_rows, row_error
 from pixelthink.geometry import decode_rle
 from pixelthink.metrics.counting import Count, mask_scores, object_key

@@ -150,7 +150,7 @@ def _list(label: str, names: Iterable[str]) -> str:
 
 def _type_name(text: str) -> str:
     if found := re.fullmatch(r"<class '(?:builtins\.)?([^']+)'>", text):
-        return f"{found[1]}"
+        return "a list in brackets, e.g. [840,840]" if found[1] == "tuple" else found[1]
     if found := re.fullmatch(r"typing\.Literal\[(.*)\]", text):
         return f"one of {found[1]}"
     return text

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from PIL import Image
 
-from pixelthink.data.checks import check_sample
 from pixelthink.data.prompts import PromptStyle
+from pixelthink.data.validation import check_sample
 from pixelthink.geometry import AnswerConvention, CoordinateFrame
 from pixelthink.timing import now
 from pixelthink.types import Prompt, PromptBatch, Sample
@@ -33,11 +33,7 @@ class Collate:
     world_size: int = 1
 
     def prompt(self, sample: Sample) -> Prompt:
-        """One sample made ready.
-
-        Raises:
-            ValueError: if the sample is not usable; names it.
-        """
+        """The prompt of a sample; raises UserError, with its id, where it cannot be used."""
         check_sample(sample)
         frame = CoordinateFrame(sample.image.size, self.image_size, self.convention)
         started = now()

@@ -8,9 +8,10 @@ from jsonargparse import lazy_instance
 from pixelthink.components import resolved
 from pixelthink.data.base import SampleSource
 from pixelthink.data.collate import Collate
-from pixelthink.data.evaluated import EvaluatedSource
+from pixelthink.data.evaluation_dataset import EvaluationDataset
 from pixelthink.data.loader import EpochSampler, ResumableLoader
 from pixelthink.data.prompts import PixelThinkPrompt, PromptStyle
+from pixelthink.errors import UserError
 from pixelthink.geometry import AnswerConvention
 from pixelthink.types import PromptBatch
 
@@ -26,7 +27,7 @@ class PromptData(L.LightningDataModule):
         prompt: How questions are worded.
         image_size: Width and height that images are resized to for the model; the released data uses 840 × 840.
         coordinates: How answers write coordinates: "pixels" of the resized image (Qwen2.5-VL) or "per_mille" of its
-            sides (Qwen3-VL). Must be the policy's own way.
+            sides (Qwen3-VL). Must be the convention of the policy.
         batch_size: Training prompts per step, over all processes.
         eval_batch_size: Prompts per evaluation batch, over all processes.
         num_workers: Worker processes per dataloader; 0 loads in the main process.
@@ -56,7 +57,14 @@ class PromptData(L.LightningDataModule):
         self.eval_batch_size = eval_batch_size
         self.num_workers = num_workers
         self.seed = seed
-        self.look_ahead = False  # a module that samples ahead asks for it
+        for name, value, least in (
+            ("batch_size", batch_size, 1),
+            ("eval_batch_size", eval_batch_size, 1),
+            ("num_workers", num_workers, 0),
+            ("image_size", min(image_size), 1),
+        ):
+            if value < least:
+                raise UserError(f"data.{name} must be at least {least}, got {value}")
 
     def setup(self, stage: str) -> None:
         wanted = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("predict",)}[stage]
@@ -65,38 +73,42 @@ class PromptData(L.LightningDataModule):
             if source is not None:
                 source.setup()
             elif name != "val" or stage == "validate":
-                raise ValueError(f"data.{name} is not set, so there is nothing to {stage}")
+                raise UserError(f"data.{name} is not set, so there is nothing to {stage}")
 
-    def _loader(self, name: str, batch_size: int, *, train: bool = False) -> ResumableLoader:
+    def _loader(self, name: str) -> ResumableLoader:
+        """Loader of a source; the batches of training know the next one, see `PromptBatch.upcoming`."""
         source = self.sources[name]
         assert source is not None
+        train = name == "train"
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         sampler = EpochSampler(
             len(source),
-            batch_size,
+            self.batch_size if train else self.eval_batch_size,
             seed=self.seed,
             shuffle=train,
             drop_last=train,
             rank=rank,
             world_size=world_size,
         )
-        collate = Collate(self.prompt, self.image_size, self.coordinates, rank, world_size)
-        samples = source if train else EvaluatedSource(source)
-        look_ahead = train and self.look_ahead
-        options = {"collate_fn": collate, "num_workers": self.num_workers}
-        return ResumableLoader(samples, sampler, look_ahead=look_ahead, **options)
+        return ResumableLoader(
+            source if train else EvaluationDataset(source),
+            sampler,
+            look_ahead=train,
+            collate_fn=Collate(self.prompt, self.image_size, self.coordinates, rank, world_size),
+            num_workers=self.num_workers,
+        )
 
     def train_dataloader(self) -> ResumableLoader:
-        return self._loader("train", self.batch_size, train=True)
+        return self._loader("train")
 
     def val_dataloader(self) -> ResumableLoader | list[ResumableLoader]:
-        return self._loader("val", self.eval_batch_size) if self.sources["val"] is not None else []
+        return self._loader("val") if self.sources["val"] is not None else []
 
     def test_dataloader(self) -> ResumableLoader:
-        return self._loader("test", self.eval_batch_size)
+        return self._loader("test")
 
     def predict_dataloader(self) -> ResumableLoader:
-        return self._loader("predict", self.eval_batch_size)
+        return self._loader("predict")
 
     def transfer_batch_to_device(self, batch: PromptBatch, device: object, dataloader_idx: int) -> PromptBatch:
         """Prompts hold images and text; the policy moves its own tensors."""

@@ -8,8 +8,9 @@ from typing import TypeVar
 
 import numpy as np
 
-from pixelthink.data.checks import MAX_DIFFICULTY, MIN_DIFFICULTY, check_difficulty
-from pixelthink.data.files import read_json
+from pixelthink.data.reading import read_json
+from pixelthink.data.validation import MAX_DIFFICULTY, MIN_DIFFICULTY, check_difficulty
+from pixelthink.errors import FileError
 
 NAMED_IDS = 5
 
@@ -17,44 +18,44 @@ Entry = TypeVar("Entry")
 
 
 def read_difficulties(path: str | Path) -> dict[str, float]:
-    """Difficulties in the released format: a JSON list of `{"image_id": …, "difficulty_score_model": …}`.
-
-    Returns:
-        Difficulty, 1 to 10, by image id.
+    """Difficulties, 1 to 10, by image id from a JSON list of `{"image_id": …, "difficulty_score_model": …}`.
 
     Raises:
-        ValueError: not such a list, an id twice, or a value that is not in 1…10; names the file, the id and the value.
+        UserError: not such a list, an id twice, or a value outside 1…10; names the file, the id and the value.
     """
     rows = read_json(path)
     if not isinstance(rows, list):
-        raise ValueError(f"{path}: expected a JSON list of difficulties")
+        raise FileError(f"{path}: expected a JSON list of difficulties")
     difficulties: dict[str, float] = {}
     for position, row in enumerate(rows):
         if not isinstance(row, dict) or not {"image_id", "difficulty_score_model"} <= row.keys():
-            raise ValueError(f"{path}: item {position} needs image_id and difficulty_score_model")
+            raise FileError(f"{path}: item {position} needs image_id and difficulty_score_model")
         name = str(row["image_id"])
         if name in difficulties:
-            raise ValueError(f"{path}: image_id {name!r} occurs twice")
+            raise FileError(f"{path}: image_id {name!r} occurs twice")
         difficulties[name] = check_difficulty(row["difficulty_score_model"], f"{path}: image_id {name!r}")
     return difficulties
 
 
-def difficulties_for(path: str | Path, ids: Iterable[str]) -> dict[str, float]:
-    """Difficulty of every sample id of a source, from a file in the released format.
-
-    A sample that is one of several of its image, `X#1` or `X#1#0`, takes the difficulty of its own id, else that of
-    what it belongs to, at last `X`.
+def difficulties_for(path: str | Path | None, ids: Iterable[str]) -> dict[str, float]:
+    """Difficulty of every sample id of a source, from a file in the released format; empty without a file.
 
     Raises:
-        ValueError: the file is damaged, or ids are missing; counts them and names the first few.
+        UserError: the file is damaged, or ids are missing; counts them and names the first few.
     """
-    known = read_difficulties(path)
-    wanted = list(ids)
-    found = {name: value for name in wanted if (value := lookup(known, name)) is not None}
-    missing = [name for name in wanted if name not in found]
-    if missing:
-        raise ValueError(f"{path}: no difficulty for {len(missing)} of {len(wanted)} ids: {some(missing)}")
-    return found
+    return {} if path is None else for_all(ids, read_difficulties(path), f"{path}: no difficulty")
+
+
+def for_all(ids: Iterable[str], table: Mapping[str, Entry], problem: str) -> dict[str, Entry]:
+    """The entry of every id, see `lookup`.
+
+    Raises:
+        FileError: ids without an entry; begins with `problem`, counts them and names the first few.
+    """
+    found = {name: lookup(table, name) for name in ids}
+    if missing := [name for name, entry in found.items() if entry is None]:
+        raise FileError(f"{problem} for {len(missing)} of {len(found)} ids: {some(missing)}")
+    return {name: entry for name, entry in found.items() if entry is not None}
 
 
 def lookup(table: Mapping[str, Entry], name: str) -> Entry | None:
@@ -86,13 +87,13 @@ def success_to_difficulty(success: Mapping[str, float]) -> dict[str, float]:
     Raises:
         ValueError: a success that is not finite; names the id.
     """
+    from scipy.stats import rankdata
+
     for name, value in success.items():
         if not np.isfinite(value):
             raise ValueError(f"success of {name!r} is not a finite number: {value!r}")
-    values = np.array(list(success.values()), dtype=np.float64)
-    ordered = np.sort(values)
-    below, up_to = np.searchsorted(ordered, values, "left"), np.searchsorted(ordered, values, "right")
-    quantile = (below + up_to) / (2 * max(len(values), 1))
+    ranks = rankdata(list(success.values()))  # from 1; equal values have their mean rank
+    quantile = (ranks - 0.5) / max(len(ranks), 1)
     difficulty = MAX_DIFFICULTY - (MAX_DIFFICULTY - MIN_DIFFICULTY) * quantile
     return dict(zip(success, difficulty.tolist(), strict=True))
 

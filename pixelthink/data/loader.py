@@ -1,27 +1,30 @@
-"""A dataloader whose order is a function of seed and epoch, and whose position is part of a checkpoint."""
+"""A dataloader with an order that depends on seed and epoch alone, and with its position in the checkpoint."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
+from dataclasses import KW_ONLY, dataclass, field, replace
+from itertools import chain, pairwise
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Sampler
 
 from pixelthink.data.base import SampleSource
-from pixelthink.data.evaluated import EvaluatedSource
+from pixelthink.data.evaluation_dataset import EvaluationDataset
+from pixelthink.errors import UserError
 from pixelthink.types import PromptBatch
 
 
+@dataclass(eq=False)
 class EpochSampler(Sampler[list[int]]):
     """Batches of indices for one process; restartable in the middle of an epoch.
 
     Every process draws the same permutation, cuts it into the same batches and takes every `world_size`-th sample of
-    each, so the processes together see the batches that one process would have seen, and as evenly as can be. In
-    training the incomplete last batch is left out; in evaluation nothing is, and no index is repeated.
+    each, so the processes together see the batches that one process would have seen. In training the incomplete last
+    batch is left out; in evaluation nothing is, and no index is repeated.
 
-    Args:
+    Attributes:
         length: Number of samples.
         batch_size: Samples per batch over all processes.
         seed: Seed of the order.
@@ -29,28 +32,32 @@ class EpochSampler(Sampler[list[int]]):
         drop_last: Leave the incomplete last batch out.
         rank: This process.
         world_size: Number of processes.
+        epoch: Number of the epoch, part of the order's seed.
+        first_batch: Where the next iteration begins.
+
+    Raises:
+        UserError: the batch size does not divide among the processes, or training has not one full batch.
     """
 
-    def __init__(
-        self,
-        length: int,
-        batch_size: int,
-        *,
-        seed: int = 0,
-        shuffle: bool = False,
-        drop_last: bool = False,
-        rank: int = 0,
-        world_size: int = 1,
-    ) -> None:
-        if batch_size % world_size:
-            raise ValueError(f"a batch of {batch_size} prompts does not divide among {world_size} processes")
-        if drop_last and length < batch_size:
-            raise ValueError(f"{length} samples do not fill one batch of {batch_size}")
-        self.length, self.batch_size = length, batch_size
-        self.seed, self.shuffle, self.drop_last = seed, shuffle, drop_last
-        self.rank, self.world_size = rank, world_size
-        self.epoch = 0
-        self.first_batch = 0
+    length: int
+    batch_size: int
+    _: KW_ONLY
+    seed: int = 0
+    shuffle: bool = False
+    drop_last: bool = False
+    rank: int = 0
+    world_size: int = 1
+    epoch: int = field(default=0, init=False)
+    first_batch: int = field(default=0, init=False)
+
+    def __post_init__(self) -> None:
+        size, processes = self.batch_size, self.world_size
+        if size % processes:
+            fix = f"set data.batch_size and data.eval_batch_size to multiples of {processes}"
+            raise UserError(f"a batch of {size} prompts does not divide among {processes} processes: {fix}")
+        if self.drop_last and self.length < size:
+            fix = f"set data.batch_size to at most {self.length}, or give data.train more samples"
+            raise UserError(f"data.train has {self.length} samples, which do not fill one batch of {size}: {fix}")
 
     def __len__(self) -> int:
         return self.length // self.batch_size if self.drop_last else -(-self.length // self.batch_size)
@@ -72,26 +79,30 @@ class EpochSampler(Sampler[list[int]]):
         first, self.first_batch = self.first_batch, 0
         for index in range(first, len(self)):
             batch = order[index * self.batch_size : (index + 1) * self.batch_size]
-            mine = batch[self.rank :: self.world_size]
-            if mine:
+            if mine := batch[self.rank :: self.world_size]:
                 yield mine
 
 
 class ResumableLoader:
-    """Batches over an `EpochSampler`, whose position Lightning can save and restore between two batches.
+    """Batches over an `EpochSampler`, with a position that Lightning saves and restores between two batches.
 
-    It has a `DataLoader` and is none: Lightning would take one apart to predict, and build it anew with a sampler of
-    its own.
+    It wraps a `DataLoader`: Lightning would take one apart to predict, and build it anew with a sampler of its own. The
+    position of torchdata's `StatefulDataLoader` would be that of the look-ahead, one batch too far.
 
     Args:
         source: Samples.
         sampler: Which of them make a batch.
-        look_ahead: Hand each batch out with the next one as its `upcoming`.
+        look_ahead: Give each batch the next one as its `upcoming`; the position does not count it.
         options: Further options of the `DataLoader`.
     """
 
     def __init__(
-        self, source: SampleSource | EvaluatedSource, sampler: EpochSampler, *, look_ahead: bool = False, **options: Any
+        self,
+        source: SampleSource | EvaluationDataset,
+        sampler: EpochSampler,
+        *,
+        look_ahead: bool = False,
+        **options: Any,
     ) -> None:
         self.loader: DataLoader[Any] = DataLoader(source, batch_sampler=sampler, **options)  # type: ignore[arg-type]
         self.batch_sampler = sampler  # where Lightning looks for the `set_epoch` of its `sampler`
@@ -119,9 +130,6 @@ class ResumableLoader:
 
 def with_upcoming(batches: Iterable[PromptBatch]) -> Iterator[PromptBatch]:
     """Each batch with its successor as `upcoming`; the last has none."""
-    waiting = iter(batches)
-    batch = next(waiting, None)
-    while batch is not None:
-        following = next(waiting, None)
-        yield replace(batch, upcoming=following)
-        batch = following
+    for batch, following in pairwise(chain(batches, [None])):
+        if batch is not None:
+            yield replace(batch, upcoming=following)

@@ -1,21 +1,23 @@
-"""Any source → a data set in the checked format: in parts, by several processes, resumable, nothing dropped unsaid."""
+"""Any source → a data set in the checked format: in parts, by several processes, resumable, every rejection listed."""
 
 from __future__ import annotations
 
 import json
-import multiprocessing
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch.utils.data import DataLoader, Dataset
 
 from pixelthink.data.base import SampleSource
-from pixelthink.data.checked import FORMAT, MANIFEST, ROW_GROUP, VERSION, ImageStorage, checked_schema, sample_to_row
-from pixelthink.data.files import read_json
+from pixelthink.data.checked_format import FORMAT, MANIFEST, VERSION, ImageStorage, sample_to_row, write_part
+from pixelthink.data.reading import read_json
+from pixelthink.errors import FileError, UserError
+from pixelthink.files.atomic import write_atomically
 from pixelthink.files.jsonl import write_rows_atomically
 from pixelthink.types import Sample, difficulty_level
 
@@ -29,8 +31,8 @@ class PrepareOptions:
     """How a source is converted.
 
     Attributes:
-        name: What the `source` column says; the source's class name by default.
-        licence: Licence of samples whose source states none.
+        name: Content of the `source` column; the source's class name by default.
+        licence: Licence of samples without one of their own.
         images: "bytes" puts images into the data set, "path" points to them.
         rows_per_part: Samples of one part file, and of one step that is not repeated on resuming.
         workers: Processes; 1 converts in this one.
@@ -44,7 +46,7 @@ class PrepareOptions:
 
     def __post_init__(self) -> None:
         if self.rows_per_part < 1 or self.workers < 1:
-            raise ValueError("rows_per_part and workers must be at least 1")
+            raise UserError("rows_per_part and workers must be at least 1")
 
 
 def prepare(
@@ -56,7 +58,7 @@ def prepare(
     """Converts a source.
 
     Parts that an earlier run of the same conversion finished are kept. A row that cannot be used stands in
-    `rejected.jsonl` with its reason, as does every row whose id an earlier row has.
+    `rejected.jsonl` with its reason, as does every row with the id of an earlier row.
 
     Args:
         source: What to convert, set up.
@@ -68,11 +70,11 @@ def prepare(
         The summary, which is also written to `summary.json`.
 
     Raises:
-        ValueError: the folder holds another conversion.
+        FileError: the folder holds another conversion.
+        OSError: a file cannot be written.
     """
     options = options or PrepareOptions()
     folder = Path(output)
-    starts = range(0, len(source), options.rows_per_part)
     plan = {
         "version": VERSION,
         "source": options.name or type(source).__name__,
@@ -82,78 +84,114 @@ def prepare(
         "rows_per_part": options.rows_per_part,
     }
     _check_plan(folder, plan)
-    tasks = []
-    for number, start in enumerate(starts):
-        task = _Task(folder, number, start, min(start + options.rows_per_part, len(source)), plan)
-        if task.note.is_file() and task.part.is_file():
-            progress(task.stop - task.start)
-        else:
-            tasks.append(task)
-    for rows in _run(source, tasks, options.workers):
-        progress(rows)
-    return _finish(folder, len(starts), plan)
+    conversion = _Conversion(source, folder, plan)
+    waiting = [number for number in range(len(conversion)) if not conversion.is_done(number)]
+    for number in set(range(len(conversion))) - set(waiting):
+        progress(len(conversion.indices(number)))
+    workers = min(options.workers, len(waiting)) if options.workers > 1 and len(waiting) > 1 else 0
+    for done in DataLoader(conversion, sampler=waiting, batch_size=None, num_workers=workers):
+        if isinstance(done, Exception):
+            raise done
+        progress(done)
+    return conversion.finish()
 
 
-@dataclass(frozen=True)
-class _Task:
-    """One part: samples `start` to `stop`."""
+class _Conversion(Dataset[int | Exception]):
+    """Converts part `i` when item `i` is asked for, so that the workers of a `DataLoader` convert several at a time.
 
-    folder: Path
-    number: int
-    start: int
-    stop: int
-    plan: dict[str, Any]
+    An item is the number of samples looked at, or the error of a file that cannot be written.
+    """
 
-    @property
-    def part(self) -> Path:
-        return self.folder / f"part-{self.number:05d}.parquet"
+    def __init__(self, source: SampleSource, folder: Path, plan: dict[str, Any]) -> None:
+        self.source = source
+        self.folder = folder
+        self.plan = plan
 
-    @property
-    def note(self) -> Path:
-        """What was learned of the part's samples; written last, so it says that the part is whole."""
-        return self.folder / PROGRESS / f"part-{self.number:05d}.json"
+    def __len__(self) -> int:
+        return -(-self.plan["samples"] // self.plan["rows_per_part"])
 
+    def file(self, number: int) -> Path:
+        return self.folder / f"part-{number:05d}.parquet"
 
-_source: SampleSource | None = None
-"""The source of this process's tasks: workers are forked, so it need not be pickled."""
+    def note(self, number: int) -> Path:
+        """What was learned of the part's samples; written last, so it says that the part is complete."""
+        return self.folder / PROGRESS / f"part-{number:05d}.json"
 
+    def is_done(self, number: int) -> bool:
+        return self.note(number).is_file() and self.file(number).is_file()
 
-def _run(source: SampleSource, tasks: Sequence[_Task], workers: int) -> Iterator[int]:
-    global _source
-    _source = source
-    if workers == 1 or len(tasks) < 2:
-        yield from map(_convert, tasks)
-        return
-    context = multiprocessing.get_context("fork")
-    with ProcessPoolExecutor(min(workers, len(tasks)), mp_context=context) as pool:
-        yield from pool.map(_convert, tasks)
+    def indices(self, number: int) -> range:
+        """The samples of a part."""
+        start = number * self.plan["rows_per_part"]
+        return range(start, min(start + self.plan["rows_per_part"], self.plan["samples"]))
 
-
-def _convert(task: _Task) -> int:
-    """Writes one part and its note; returns the number of samples looked at."""
-    measures: list[dict[str, Any]] = []
-    rejected: list[dict[str, Any]] = []
-    write_part(task.part, _rows(task, measures, rejected))
-    _write_json(task.note, {"rows": measures, "rejected": rejected})
-    return task.stop - task.start
-
-
-def _rows(task: _Task, measures: list[dict[str, Any]], rejected: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """The rows of the samples that can be used; the lists fill on the way."""
-    assert _source is not None
-    for index in range(task.start, task.stop):
+    def __getitem__(self, number: int) -> int | Exception:
+        measures: list[dict[str, Any]] = []
+        rejected: list[dict[str, Any]] = []
         try:
-            sample = _source[index]
-            row = sample_to_row(sample, task.plan["source"], task.plan["images"], task.plan["licence"])
-        except ValueError as error:
-            rejected.append({"index": index, "reason": " ".join(str(error).split())})
-            continue
-        measures.append({"index": index} | measure(sample))
-        yield row
+            write_part(self.file(number), self._rows(number, measures, rejected))
+            _write_json(self.note(number), {"rows": measures, "rejected": rejected})
+        except OSError as error:
+            return error
+        return len(self.indices(number))
+
+    def _rows(
+        self, number: int, measures: list[dict[str, Any]], rejected: list[dict[str, Any]]
+    ) -> Iterator[dict[str, Any]]:
+        """The rows of the samples that can be used; fills the two lists on the way."""
+        for index in self.indices(number):
+            try:
+                sample = self.source[index]
+                row = sample_to_row(sample, self.plan["source"], self.plan["images"], self.plan["licence"])
+            except ValueError as error:
+                rejected.append({"index": index, "reason": " ".join(str(error).split())})
+                continue
+            measures.append({"index": index} | measure(sample))
+            yield row
+
+    def finish(self) -> dict[str, Any]:
+        """Rejects duplicate ids, then writes the manifest, the rejected rows and the summary."""
+        first: dict[str, int] = {}
+        measures: list[dict[str, Any]] = []
+        rejected: list[dict[str, Any]] = []
+        parts = []
+        for number in range(len(self)):
+            note = read_json(self.note(number))
+            keep = [first.setdefault(row["id"], row["index"]) == row["index"] for row in note["rows"]]
+            if not all(keep):
+                note = self._drop_duplicates(number, note, keep, first)
+            measures += note["rows"]
+            rejected += note["rejected"]
+            parts.append({"file": self.file(number).name, "rows": len(note["rows"])})
+        write_rows_atomically(self.folder / REJECTED, rejected)
+        summary = summarise(measures, rejected)
+        _write_json(self.folder / SUMMARY, summary)
+        _write_json(self.folder / MANIFEST, {"format": FORMAT, **self.plan, "parts": parts})
+        return summary
+
+    def _drop_duplicates(
+        self, number: int, note: dict[str, Any], keep: list[bool], first: dict[str, int]
+    ) -> dict[str, Any]:
+        """Writes a part anew with the rows to keep; returns its new note."""
+        import pyarrow.parquet as pq
+
+        file = pq.ParquetFile(self.file(number))
+        self.note(number).unlink()  # a run that is interrupted here has the part converted again
+        rows = (row for group in range(file.num_row_groups) for row in file.read_row_group(group).to_pylist())
+        write_part(self.file(number), compress(rows, keep))
+        dropped = [
+            {"index": row["index"], "reason": f"id {row['id']!r} occurs already in sample {first[row['id']]}"}
+            for row, kept in zip(note["rows"], keep, strict=True)
+            if not kept
+        ]
+        rejected = sorted(note["rejected"] + dropped, key=lambda row: row["index"])
+        new = {"rows": list(compress(note["rows"], keep)), "rejected": rejected}
+        _write_json(self.note(number), new)
+        return new
 
 
 def measure(sample: Sample) -> dict[str, Any]:
-    """What the summary looks at."""
+    """What the summary needs of a sample."""
     return {
         "id": sample.id,
         "area": None if sample.mask is None else float(sample.mask.mean()),
@@ -162,67 +200,6 @@ def measure(sample: Sample) -> dict[str, Any]:
         "targets": len(sample.targets),
         "unknown": sample.mask is None and not sample.targets,
     }
-
-
-def write_part(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    """Writes a part a row group at a time, beside its place, then moves it there."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    temporary = path.with_suffix(".tmp")
-    schema = checked_schema()
-    with pq.ParquetWriter(temporary, schema, compression="zstd", write_statistics=False) as writer:
-        group: list[dict[str, Any]] = []
-        for row in rows:
-            group.append(row)
-            if len(group) == ROW_GROUP:
-                writer.write_table(pa.Table.from_pylist(group, schema))
-                group = []
-        if group:
-            writer.write_table(pa.Table.from_pylist(group, schema))
-    temporary.replace(path)
-
-
-def _finish(folder: Path, parts: int, plan: dict[str, Any]) -> dict[str, Any]:
-    """Rejects duplicate ids, then writes the manifest, the rejected rows and the summary."""
-    first: dict[str, int] = {}
-    measures: list[dict[str, Any]] = []
-    rejected: list[dict[str, Any]] = []
-    listed = []
-    for number in range(parts):
-        task = _Task(folder, number, 0, 0, plan)
-        note = read_json(task.note)
-        kept = [row for row in note["rows"] if first.setdefault(row["id"], row["index"]) == row["index"]]
-        if len(kept) < len(note["rows"]):
-            note = _drop_duplicates(task, note, first)
-        measures += note["rows"]
-        rejected += note["rejected"]
-        listed.append({"file": task.part.name, "rows": len(note["rows"])})
-    write_rows_atomically(folder / REJECTED, rejected)
-    summary = summarise(measures, rejected)
-    _write_json(folder / SUMMARY, summary)
-    _write_json(folder / MANIFEST, {"format": FORMAT, **plan, "parts": listed})
-    return summary
-
-
-def _drop_duplicates(task: _Task, note: dict[str, Any], first: dict[str, int]) -> dict[str, Any]:
-    """Writes a part anew without the rows whose ids came before; returns its new note."""
-    import pyarrow.parquet as pq
-
-    keep = [first[row["id"]] == row["index"] for row in note["rows"]]
-    file = pq.ParquetFile(task.part)
-    task.note.unlink()  # whoever stops us here has the part converted again
-    rows = (row for group in range(file.num_row_groups) for row in file.read_row_group(group).to_pylist())
-    write_part(task.part, (row for row, kept in zip(rows, keep, strict=True) if kept))
-    dropped = [
-        {"index": row["index"], "reason": f"id {row['id']!r} occurs already in sample {first[row['id']]}"}
-        for row, kept in zip(note["rows"], keep, strict=True)
-        if not kept
-    ]
-    rejected = sorted(note["rejected"] + dropped, key=lambda row: row["index"])
-    new = {"rows": [row for row, kept in zip(note["rows"], keep, strict=True) if kept], "rejected": rejected}
-    _write_json(task.note, new)
-    return new
 
 
 def summarise(measures: Sequence[dict[str, Any]], rejected: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -246,27 +223,25 @@ def _spread(values: Sequence[float]) -> dict[str, float]:
     """Smallest, quantiles, mean and largest; empty where there is nothing."""
     if not values:
         return {}
-    array = np.asarray(values, dtype=np.float64)
-    quantiles = {f"p{q}": float(np.percentile(array, q)) for q in (5, 25, 50, 75, 95)}
-    return {"min": float(array.min()), **quantiles, "max": float(array.max()), "mean": float(array.mean())}
+    names = {"min": 0, "p5": 5, "p25": 25, "p50": 50, "p75": 75, "p95": 95, "max": 100}
+    quantiles = np.percentile(values, list(names.values())).tolist()
+    return {**dict(zip(names, quantiles, strict=True)), "mean": float(np.mean(values))}
 
 
 def _check_plan(folder: Path, plan: dict[str, Any]) -> None:
-    """Makes the folder, or makes sure that what it holds is of this very conversion."""
+    """Makes the folder, or makes sure that it holds this very conversion."""
     file = folder / PROGRESS / "plan.json"
     if file.is_file():
         there = read_json(file)
         if differing := [key for key in plan if there.get(key) != plan[key]]:
             before = ", ".join(f"{key} {there.get(key)!r}, now {plan[key]!r}" for key in differing)
-            raise ValueError(f"{folder}: holds another conversion ({before}); choose another folder or remove this one")
+            raise FileError(f"{folder}: holds another conversion ({before}); choose another folder or remove this one")
         return
     if folder.is_dir() and any(folder.iterdir()):
-        raise ValueError(f"{folder}: is not empty; choose another folder")
+        raise FileError(f"{folder}: is not empty; choose another folder")
     _write_json(file, plan)
 
 
 def _write_json(path: Path, value: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(value, ensure_ascii=False, indent=1), encoding="utf-8")
-    temporary.replace(path)
+    write_atomically(path, json.dumps(value, ensure_ascii=False, indent=1))

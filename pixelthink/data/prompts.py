@@ -10,7 +10,7 @@ SYSTEM_PROMPT = "You are a helpful assistant."
 
 
 class PromptStyle(ABC):
-    """Words a question the way a model was, or shall be, trained to read it."""
+    """Words a question the way the model is trained to read it."""
 
     answer_style: str = "single"
     """Style of the answers it asks for, see `pixelthink.parsing.parse_completion`."""
@@ -31,7 +31,7 @@ class PromptStyle(ABC):
 
 
 class PixelThinkPrompt(PromptStyle):
-    """The released single-object prompt to the letter (FACTS section 1).
+    """The released single-object prompt to the letter (arXiv 2505.23727 and its code).
 
     Args:
         suffix: Appended as it is, e.g. " Be brief." for the brief baseline.
@@ -53,7 +53,7 @@ class PixelThinkPrompt(PromptStyle):
 
 
 class FixedPrompt(PromptStyle):
-    """The same words whatever the question, without a system message, e.g. to ask for a caption.
+    """The same words for every question, without a system message, e.g. to ask for a caption.
 
     Args:
         words: The text.

@@ -1,17 +1,23 @@
-"""Asking a large vision-language model how difficult a question is: what it is shown, and what it may answer."""
+"""Difficulty ratings by a vision-language model on a server: the question, the answer, and a whole source at once."""
 
 from __future__ import annotations
 
 import base64
 import io
 import json
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
 
-from pixelthink.data.checks import MAX_DIFFICULTY, MIN_DIFFICULTY, check_difficulty
+from pixelthink.data.base import SampleSource
+from pixelthink.data.validation import MAX_DIFFICULTY, MIN_DIFFICULTY, check_difficulty, check_sample
+from pixelthink.judges.chat import AnswerCache, ChatClient, ChatOptions, ServerError, question_key
 from pixelthink.types import Sample
 
 RATINGS = ("scene", "seg", "language")
@@ -40,18 +46,20 @@ _INSTRUCTIONS = (
 def rating_messages(sample: Sample, image_side: int = 1024) -> list[dict[str, Any]]:
     """Chat messages in the OpenAI format: the image, the question, and the mask's proportion and position in words.
 
-    Args:
-        sample: What to rate.
-        image_side: Longer images are shrunk to this side.
+    The longer side of the image is shrunk to `image_side` pixels.
     """
     text = f"Question: {sample.question}\n{describe_mask(sample)}"
-    url = "data:image/jpeg;base64," + base64.b64encode(_jpeg(sample.image, image_side)).decode("ascii")
+    image = sample.image.copy()
+    image.thumbnail((image_side, image_side), Image.Resampling.BICUBIC)
+    buffer = io.BytesIO()
+    image.save(buffer, format="JPEG", quality=90)
+    url = "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
     content = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": text}]
     return [{"role": "system", "content": _INSTRUCTIONS}, {"role": "user", "content": content}]
 
 
 def describe_mask(sample: Sample) -> str:
-    """Proportion and position of what is asked for, in words; says so where there is nothing, or nothing known."""
+    """Proportion and position of the mask in words; says so where the mask is empty or unknown."""
     if sample.mask is None:
         return "Where the object is has not been annotated."
     if not sample.mask.any():
@@ -87,17 +95,95 @@ def parse_rating(text: str) -> dict[str, float]:
 
 
 def aggregate_rating(parts: Mapping[str, float], how: Aggregate = "mean") -> float:
-    """One difficulty of several ratings. How the paper does it is not published; the mean is the obvious choice."""
+    """One difficulty from several ratings; how the paper does it is not published."""
     values = np.array(list(parts.values()))
     if how == "max":
         return float(values.max())
     return float(values.mean() if how == "mean" else np.median(values))
 
 
-def _jpeg(image: Image.Image, side: int) -> bytes:
-    if max(image.size) > side:
-        image = image.copy()
-        image.thumbnail((side, side), Image.Resampling.BICUBIC)
-    buffer = io.BytesIO()
-    image.save(buffer, format="JPEG", quality=90)
-    return buffer.getvalue()
+@dataclass(frozen=True)
+class RaterOptions(ChatOptions):
+    """The server and how it is asked.
+
+    Attributes:
+        image_side: Longer images are shrunk to this side.
+    """
+
+    image_side: int = 1024
+
+
+class RatingClient(ChatClient):
+    """Asks for one rating at a time; may be used by several threads. Arguments as in `ChatClient`."""
+
+    options: RaterOptions
+
+    def rate(self, messages: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+        """One rating; retries and raises as `ChatClient.ask` does."""
+        return self.ask(messages, SCHEMA, "rating", parse_rating)
+
+
+class RatingCache(AnswerCache[dict[str, float]]):
+    """Ratings by question, in the file `path`."""
+
+    def __init__(self, path: str | Path) -> None:
+        super().__init__(path, "rating", parse_rating)
+
+
+@dataclass
+class Ratings:
+    """The ratings of a source.
+
+    Attributes:
+        parts: The three ratings by id, in the source's order.
+        problems: Why a sample has none, by id (or by `sample N` where it could not even be read).
+        stopped: Why the server was not asked any further, or None.
+    """
+
+    parts: dict[str, dict[str, float]] = field(default_factory=dict)
+    problems: dict[str, str] = field(default_factory=dict)
+    stopped: str | None = None
+
+
+def rate_source(
+    source: SampleSource, client: RatingClient, cache: RatingCache, progress: Callable[[int], object] = lambda n: None
+) -> Ratings:
+    """Rates every sample of a source that the cache does not know, `client.options.concurrency` at a time.
+
+    The source is set up. New ratings go into the cache, and `progress` is called with 1 after each sample. Where the
+    server cannot be reached or refuses, no further sample is begun.
+    """
+    ratings = Ratings()
+    reading = threading.Lock()  # sources are not made for several threads
+
+    def rate(index: int) -> tuple[str, dict[str, float] | Exception] | None:
+        """Id and rating of one sample, or why it has none; None once the server has failed."""
+        if ratings.stopped is not None:
+            return None
+        name = f"sample {index}"
+        try:
+            with reading:
+                sample = check_sample(source[index])
+            name = sample.id
+            messages = rating_messages(sample, client.options.image_side)
+            key = question_key(client.options.model, SCHEMA, messages)
+            if (rating := cache.get(key)) is None:
+                rating = client.rate(messages)
+                cache.put(key, name, rating)
+        except (ValueError, ServerError) as error:
+            if isinstance(error, ServerError):
+                ratings.stopped = ratings.stopped or str(error)
+            return name, error
+        return name, rating
+
+    with ThreadPoolExecutor(client.options.concurrency) as pool:
+        for found in pool.map(rate, range(len(source))):
+            if found is None:
+                continue
+            name, result = found
+            if isinstance(result, Exception):
+                ratings.problems[name] = str(result)
+            else:
+                ratings.parts[name] = result
+            progress(1)
+    return ratings

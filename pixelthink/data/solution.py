@@ -7,6 +7,7 @@ import math
 import re
 from typing import Any
 
+from pixelthink.errors import UserError
 from pixelthink.geometry import Target
 
 _NUMBER = r"\s*(-?\d+(?:\.\d+)?)\s*"
@@ -18,13 +19,13 @@ def parse_solution(text: str) -> Target:
     """Reads `<box>(x1,y1),(x2,y2)</box><points>(x,y),(x,y)</points>` (Seg-Zero and PixelThink training rows).
 
     Raises:
-        ValueError: if the text has another form or the box is inside out.
+        UserError: if the text has another form or the box is inside out.
     """
     match = _SOLUTION.fullmatch(text)
     if match is None:
-        raise ValueError("solution is not <box>(x1,y1),(x2,y2)</box><points>(x,y),(x,y)</points>")
-    x1, y1, x2, y2, *points = (float(number) for number in match.groups())
-    return _target((x1, y1, x2, y2), ((points[0], points[1]), (points[2], points[3])))
+        raise UserError("solution is not <box>(x1,y1),(x2,y2)</box><points>(x,y),(x,y)</points>")
+    numbers = [float(number) for number in match.groups()]
+    return _target(numbers[:4], numbers[4:])
 
 
 def parse_objects_solution(text: str) -> tuple[Target, ...]:
@@ -33,37 +34,36 @@ def parse_objects_solution(text: str) -> tuple[Target, ...]:
     The one point of an object becomes both points of its target.
 
     Raises:
-        ValueError: if the text is no such list, or a box is inside out; says which object.
+        UserError: if the text is no such list, or a box is inside out; says which object.
     """
     try:
         items = json.loads(text)
     except (ValueError, RecursionError):
-        raise ValueError('solution is not JSON, expected a list of {"bbox_2d": […], "point_2d": […]}') from None
+        raise UserError('solution is not JSON, expected a list of {"bbox_2d": […], "point_2d": […]}') from None
     if not isinstance(items, list):
-        raise ValueError('solution is not a list of {"bbox_2d": […], "point_2d": […]}')
+        raise UserError('solution is not a list of {"bbox_2d": […], "point_2d": […]}')
     targets = []
     for number, item in enumerate(items, start=1):
         try:
-            x1, y1, x2, y2 = _numbers(item, "bbox_2d", 4)
-            x, y = _numbers(item, "point_2d", 2)
-            targets.append(_target((x1, y1, x2, y2), ((x, y), (x, y))))
+            targets.append(_target(_numbers(item, "bbox_2d", 4), _numbers(item, "point_2d", 2) * 2))
         except ValueError as error:
-            raise ValueError(f"solution, object {number}: {error}") from None
+            raise UserError(f"solution, object {number}: {error}") from None
     return tuple(targets)
 
 
 def _numbers(item: Any, key: str, length: int) -> list[float]:
     value = item.get(key) if isinstance(item, dict) else None
     if not isinstance(value, list) or len(value) != length:
-        raise ValueError(f"{key} is not a list of {length}")
+        raise UserError(f"{key} is not a list of {length}")
     if any(isinstance(v, bool) or not isinstance(v, int | float) or not abs(v) < 1e9 for v in value):
-        raise ValueError(f"{key} holds something that is no usable number")
+        raise UserError(f"{key} holds something that is no usable number")
     return [float(v) for v in value]
 
 
-def _target(box: tuple[float, float, float, float], points: tuple[tuple[float, float], tuple[float, float]]) -> Target:
-    if not all(math.isfinite(v) for v in (*box, *points[0], *points[1])):
-        raise ValueError("solution holds a number that is not finite")
-    if box[2] < box[0] or box[3] < box[1]:
-        raise ValueError(f"solution's box {box} is inside out")
-    return Target(box, points)
+def _target(box: list[float], points: list[float]) -> Target:
+    (x1, y1, x2, y2), (ax, ay, bx, by) = box, points
+    if not all(math.isfinite(v) for v in (*box, *points)):
+        raise UserError("solution holds a number that is not finite")
+    if x2 < x1 or y2 < y1:
+        raise UserError(f"solution's box {(x1, y1, x2, y2)} is inside out")
+    return Target((x1, y1, x2, y2), ((ax, ay), (bx, by)))

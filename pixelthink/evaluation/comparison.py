@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from pixelthink.data.objects import ObjectTargets
+from pixelthink.data.validation import ObjectTargets
 from pixelthink.evaluation.finished_run import FinishedRun, row_mask
 from pixelthink.evaluation.results import Row
 from pixelthink.failures import was_asked, was_read

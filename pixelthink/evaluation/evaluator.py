@@ -15,7 +15,7 @@ from typing import Any
 
 from pixelthink.answering.answerer import Answerer
 from pixelthink.answering.segmenting import missing_image_prediction
-from pixelthink.data.objects import ObjectTargets
+from pixelthink.data.validation import ObjectTargets
 from pixelthink.errors import UserError
 from pixelthink.evaluation.config import EvaluationConfig, giou_within_budget
 from pixelthink.evaluation.missing_images import MissingImages

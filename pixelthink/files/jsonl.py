@@ -13,10 +13,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
+from pixelthink.errors import FileError
 
-def row_error(path: str | Path, row: int, message: object) -> ValueError:
-    """A one-line `ValueError` in the form `FILE:ROW: message`; line breaks in the message become spaces."""
-    return ValueError(f"{path}:{row}: {' '.join(str(message).split())}")
+
+def row_error(path: str | Path, row: int, message: object) -> FileError:
+    """A one-line `FileError` in the form `FILE:ROW: message`; line breaks in the message become spaces."""
+    return FileError(f"{path}:{row}: {' '.join(str(message).split())}")
 
 
 def read_rows(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
-
 import lightning as L
 
 from pixelthink.answering.answerer import Answerer
+from pixelthink.data.datamodule import PromptData
 from pixelthink.errors import UserError
 from pixelthink.grpo.loss import GRPOConfig
 from pixelthink.rewards.base import Reward
@@ -38,7 +37,5 @@ def check_sampling_ahead(trainer: L.Trainer, answerer: Answerer, config: GRPOCon
         raise UserError(f"sample_ahead: {engine} samples in this process; use VLLMServerEngine, or leave it off")
     if config.rollout_correction == "none":
         raise UserError("sample_ahead is off-policy: set grpo.rollout_correction, e.g. to token_truncate")
-    data = getattr(trainer, "datamodule", None)
-    if not hasattr(data, "look_ahead"):
+    if not isinstance(getattr(trainer, "datamodule", None), PromptData):
         raise UserError("sample_ahead needs a PromptData datamodule, whose loader knows the next batch")
-    cast("Any", data).look_ahead = True

@@ -39,7 +39,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 @pytest.fixture
 def reasonseg_folder(tmp_path: Path) -> Path:
     """A ReasonSeg folder with one good sample."""
-    from pixelthink.data.shape_scenes import ShapeScenes
+    from pixelthink.data.sources.shape_scenes import ShapeScenes
 
     folder = tmp_path / "reasonseg"
     folder.mkdir()

@@ -10,7 +10,7 @@ from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 
 from pixelthink.data.datamodule import PromptData
 from pixelthink.data.prompts import ShortPrompt
-from pixelthink.data.shape_scenes import ShapeScenes
+from pixelthink.data.sources.shape_scenes import ShapeScenes
 from pixelthink.evaluation.config import EvaluationConfig
 from pixelthink.policies.qwen_vl import Qwen25VL
 from pixelthink.rollouts.base import SamplingConfig

@@ -10,7 +10,7 @@ import pytest
 
 from pixelthink.cli import main as cli
 from pixelthink.data.prepare import prepare
-from pixelthink.data.shape_scenes import ShapeScenes
+from pixelthink.data.sources.shape_scenes import ShapeScenes
 from tests import published
 from tests.photos import PHOTOS
 

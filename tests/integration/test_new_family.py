@@ -13,7 +13,7 @@ import torch
 from pixelthink.cli.main import main
 from pixelthink.data.collate import Collate
 from pixelthink.data.prompts import ShortPrompt
-from pixelthink.data.shape_scenes import ShapeScenes
+from pixelthink.data.sources.shape_scenes import ShapeScenes
 from pixelthink.policies.tiny import CHAT_TEMPLATE, LEXICON, build_tokenizer
 from pixelthink.rollouts.base import SamplingConfig
 from pixelthink.rollouts.hf import HFEngine

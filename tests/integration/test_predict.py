@@ -15,8 +15,8 @@ import pytest
 from PIL import Image
 
 from pixelthink.cli.main import main
-from pixelthink.data.questions import ImageFolder
-from pixelthink.data.shape_scenes import ShapeScenes
+from pixelthink.data.sources.questions import ImageFolder
+from pixelthink.data.sources.shape_scenes import ShapeScenes
 from pixelthink.geometry import decode_rle
 from pixelthink.metrics.functional import get_protocol, mask_counts, mask_ious
 from tests.support import ROOT

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from pixelthink.data.collate import Collate
 from pixelthink.data.prompts import ShortPrompt
-from pixelthink.data.shape_scenes import ShapeScenes
+from pixelthink.data.sources.shape_scenes import ShapeScenes
 from pixelthink.policies.qwen_vl import Qwen25VL
 from pixelthink.rewards.composite import PixelThinkReward
 from pixelthink.rollouts import vllm as vllm_engine

@@ -17,7 +17,7 @@ from torch import nn
 
 from pixelthink.data.collate import Collate
 from pixelthink.data.prompts import ShortPrompt
-from pixelthink.data.shape_scenes import ShapeScenes
+from pixelthink.data.sources.shape_scenes import ShapeScenes
 from pixelthink.policies.qwen_vl import Qwen25VL
 from pixelthink.rollouts.base import SamplingConfig
 from pixelthink.rollouts.vllm_client import RetryPolicy, RolloutServer, ServerRefused, ServerUnavailable

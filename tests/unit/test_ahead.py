@@ -13,7 +13,7 @@ from pixelthink.cli.main import main
 from pixelthink.data.collate import Collate
 from pixelthink.data.loader import EpochSampler, ResumableLoader
 from pixelthink.data.prompts import ShortPrompt
-from pixelthink.data.shape_scenes import ShapeScenes
+from pixelthink.data.sources.shape_scenes import ShapeScenes
 from pixelthink.policies.base import PolicyBackbone
 from pixelthink.rollouts.ahead import RolloutAhead
 from pixelthink.rollouts.base import RolloutEngine, SamplingConfig

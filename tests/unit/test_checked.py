@@ -1,4 +1,4 @@
-"""The checked format: nothing is lost on the way, nothing is dropped unsaid, and an interrupted conversion goes on."""
+"""The checked format: nothing is lost on the way, every rejection is listed, and an interrupted conversion goes on."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ from PIL import Image
 
 import pixelthink.data.prepare as preparing
 from pixelthink.data.base import SampleSource
-from pixelthink.data.checked import Checked, sample_to_row, validate
+from pixelthink.data.checked_format import sample_to_row
 from pixelthink.data.loader import EpochSampler, ResumableLoader
 from pixelthink.data.prepare import PrepareOptions, prepare
-from pixelthink.data.shape_scenes import ShapeScenes
-from pixelthink.data.single_target import SingleTarget
+from pixelthink.data.sources.checked import Checked, validate
+from pixelthink.data.sources.shape_scenes import ShapeScenes
+from pixelthink.data.sources.single_target import SingleTarget
 from pixelthink.geometry import target_from_mask
 from pixelthink.types import Sample
 from tests.photos import PHOTOS, needs_photos
@@ -328,7 +329,7 @@ def test_one_part_stays_open(tmp_path: Path) -> None:
     made = opened(tmp_path)
     assert [made[i].id for i in range(30)] == list(made.ids())
     assert made._open is not None
-    assert made._open[0] == len(made._parts or ()) - 1
+    assert made._open[0] == len(made._parts) - 1
 
 
 @needs_photos

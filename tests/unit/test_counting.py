@@ -15,7 +15,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from PIL import Image
 
-from pixelthink.data.objects import ObjectTargets
+from pixelthink.data.validation import ObjectTargets
 from pixelthink.evaluation.config import EvaluationConfig
 from pixelthink.evaluation.evaluator import headline
 from pixelthink.geometry import encode_rle

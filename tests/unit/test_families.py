@@ -11,7 +11,7 @@ import torch
 
 from pixelthink.data.collate import Collate
 from pixelthink.data.prompts import ShortPrompt
-from pixelthink.data.shape_scenes import ShapeScenes
+from pixelthink.data.sources.shape_scenes import ShapeScenes
 from pixelthink.policies.qwen3_vl import Qwen3VL
 from pixelthink.policies.qwen_vl import Qwen25VL
 from pixelthink.policies.tiny import FreshTinyQwen3VL

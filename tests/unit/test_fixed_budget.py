@@ -11,7 +11,7 @@ from pixelthink.cli.main import PixelThinkCLI
 from pixelthink.cli.registry import load_components
 from pixelthink.data.collate import Collate
 from pixelthink.data.prompts import ShortPrompt
-from pixelthink.data.shape_scenes import ShapeScenes
+from pixelthink.data.sources.shape_scenes import ShapeScenes
 from pixelthink.parsing import parse_completion
 from pixelthink.policies.qwen_vl import Qwen25VL
 from pixelthink.rollouts.base import SamplingConfig

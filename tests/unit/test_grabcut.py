@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pixelthink.data.reasonseg import ReasonSeg
-from pixelthink.data.shape_scenes import draw_scene, sample_scene
+from pixelthink.data.sources.reasonseg import ReasonSeg
+from pixelthink.data.sources.shape_scenes import draw_scene, sample_scene
 from pixelthink.geometry import Box, Target, target_from_mask
 from pixelthink.segmenters.base import SegmentationRequest
 from pixelthink.segmenters.grabcut import GrabCut

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pixelthink.data.loader import EpochSampler, ResumableLoader
-from pixelthink.data.shape_scenes import ShapeScenes
+from pixelthink.data.sources.shape_scenes import ShapeScenes
 
 
 def batches(epoch: int = 0, **options: object) -> list[list[int]]:

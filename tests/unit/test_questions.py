@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from pixelthink.data.questions import ImageFolder, OneImage, QuestionSource, QuestionTable
+from pixelthink.data.sources.questions import ImageFolder, OneImage, QuestionSource, QuestionTable
 from tests.photos import PHOTOS, needs_photos
 
 

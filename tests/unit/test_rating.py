@@ -17,9 +17,17 @@ import pytest
 from PIL import Image
 
 from pixelthink.data.difficulty import read_difficulties, success_to_difficulty
-from pixelthink.data.rater import RaterOptions, RatingCache, RatingClient, rate_source
-from pixelthink.data.rating import aggregate_rating, describe_mask, parse_rating, rating_messages
-from pixelthink.data.shape_scenes import ShapeScenes
+from pixelthink.data.rating import (
+    RaterOptions,
+    RatingCache,
+    RatingClient,
+    aggregate_rating,
+    describe_mask,
+    parse_rating,
+    rate_source,
+    rating_messages,
+)
+from pixelthink.data.sources.shape_scenes import ShapeScenes
 from pixelthink.types import Sample
 from tests.http_server import Server
 from tools import compare_difficulty, rate_difficulty

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pixelthink.data.checks import check_sample
 from pixelthink.data.images import open_rgb
-from pixelthink.data.reasonseg import ReasonSeg, rasterize
+from pixelthink.data.reasonseg import rasterize
+from pixelthink.data.sources.reasonseg import ReasonSeg
+from pixelthink.data.validation import check_sample
 from pixelthink.geometry import Target, encode_rle
 from pixelthink.types import Sample
 from tests.photos import PHOTOS, needs_photos

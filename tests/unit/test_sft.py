@@ -12,7 +12,7 @@ from lightning.pytorch import Trainer
 
 from pixelthink.data.collate import Collate
 from pixelthink.data.prompts import ShortPrompt, VisionReasonerPrompt
-from pixelthink.data.shape_scenes import ShapeScenes
+from pixelthink.data.sources.shape_scenes import ShapeScenes
 from pixelthink.parsing import parse_completion
 from pixelthink.policies.qwen_vl import Qwen25VL
 from pixelthink.training.optim import WarmupHoldDecay

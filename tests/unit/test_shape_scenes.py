@@ -7,8 +7,8 @@ import re
 import numpy as np
 import pytest
 
-from pixelthink.data.checks import check_sample
-from pixelthink.data.shape_scenes import ShapeScenes
+from pixelthink.data.sources.shape_scenes import ShapeScenes
+from pixelthink.data.validation import check_sample
 from pixelthink.policies.tiny import LEXICON, build_tokenizer
 from pixelthink.types import LEVELS, Sample, difficulty_level
 
@@ -87,7 +87,7 @@ def test_comparisons_and_lookups_have_one_answer() -> None:
 
 
 def test_the_mask_is_the_answered_colour() -> None:
-    from pixelthink.data.shape_scenes import COLORS
+    from pixelthink.data.sources.shape_scenes import COLORS
 
     for sample in SAMPLES[:100]:
         pixels = np.asarray(sample.image)[sample.mask]

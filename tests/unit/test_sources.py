@@ -13,20 +13,19 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pixelthink.data.base import SampleSource
-from pixelthink.data.checks import check_sample
-from pixelthink.data.coco import COCO
-from pixelthink.data.evaluated import EvaluatedSource
-from pixelthink.data.images import encode_png, open_rgb
-from pixelthink.data.labelme import LabelMe
-from pixelthink.data.mixture import Mixture
-from pixelthink.data.reasonseg import ReasonSeg
-from pixelthink.data.reasonseg_diff import AnnotationFields, ReasonSegDiff
-from pixelthink.data.reasonseg_parquet import ReasonSegParquet
-from pixelthink.data.refcoco import GRefCOCO, RefCOCO
-from pixelthink.data.refcocog840 import RefCOCOg840
-from pixelthink.data.shape_scenes import ShapeScenes
-from pixelthink.data.visionreasoner import VisionReasonerRows
+from pixelthink.data.base import ImageSource, SampleSource
+from pixelthink.data.evaluation_dataset import EvaluationDataset
+from pixelthink.data.images import ImageOpener, encode_png
+from pixelthink.data.sources.coco import COCO
+from pixelthink.data.sources.labelme import LabelMe
+from pixelthink.data.sources.mixture import Mixture
+from pixelthink.data.sources.reasonseg import ReasonSeg
+from pixelthink.data.sources.reasonseg_diff import AnnotationFields, ReasonSegDiff
+from pixelthink.data.sources.reasonseg_parquet import ReasonSegParquet
+from pixelthink.data.sources.refcoco import GRefCOCO, RefCOCO
+from pixelthink.data.sources.shape_scenes import ShapeScenes
+from pixelthink.data.sources.training_rows import RefCOCOg840, VisionReasonerRows
+from pixelthink.data.validation import check_sample
 from pixelthink.geometry import encode_rle
 from pixelthink.types import MissingImage, Sample
 from tests.photos import PHOTOS, needs_photos
@@ -282,7 +281,7 @@ def test_coco_masks_in_every_encoding(tmp_path: Path) -> None:
     file = instances(tmp_path, [LEFT], text, {"size": [40, 80], "counts": runs}, [LEFT, LEFT])
     masks = [s.mask for s in checked(COCO(file, str(tmp_path), group="object"))]
     assert all((one == mask).all() for one in masks if one is not None)
-    from pixelthink.data.coco import coco_mask
+    from pixelthink.data.sources.coco import coco_mask
 
     assert (coco_mask({"size": [40, 80], "counts": text["counts"].encode()}, 40, 80) == mask).all()
     beyond = coco_mask([[-50, -50, 200, -50, 200, 200, -50, 200]], 40, 80)
@@ -364,7 +363,7 @@ def test_sentences_about_the_same_annotations_ask_for_one_object(tmp_path: Path)
     assert found == ["0#0+1", "0#0+1", "0#1", "0#none#5", "0#none#5", "0#none#6"]
 
 
-def test_a_lost_image_leaves_its_object_known(tmp_path: Path) -> None:
+def test_a_missing_image_leaves_its_object_known(tmp_path: Path) -> None:
     instances(tmp_path, [LEFT], [RIGHT])
     (tmp_path / "refs(unc).p").write_bytes(pickle.dumps([reference(5, 1, "right dog", "dog on the right")]))
     corners = [[1, 1], [20, 1], [20, 20]]
@@ -377,42 +376,42 @@ def test_a_lost_image_leaves_its_object_known(tmp_path: Path) -> None:
     seen = [mixed[index] for index in range(12)]
     for name in ("one.jpg", "texts/x.jpg"):
         (tmp_path / name).unlink()
-    lost = [EvaluatedSource(mixed)[index] for index in range(12)]
-    assert [s.object_id for s in lost] == [s.object_id for s in seen]
-    assert {s.object_id for s in lost if s.missing} == {"m/r/0#1", "m/t/x"}
+    missing = [EvaluationDataset(mixed)[index] for index in range(12)]
+    assert [s.object_id for s in missing] == [s.object_id for s in seen]
+    assert {s.object_id for s in missing if s.missing} == {"m/r/0#1", "m/t/x"}
     assert {s.id: s.object_id for s in seen}["s/shapes-train-0-1~2"] == "s/shapes-train-0-1"  # asked a second time
 
 
-class Strangers(SampleSource):
+class Strangers(ImageSource):
     """As short as a source can be: two questions about one object of an image that is nowhere."""
 
     def __len__(self) -> int:
         return 2
 
-    def __getitem__(self, index: int) -> Sample:
-        return Sample("xy"[index], open_rgb("/nowhere.jpg"), f"question {index}", object_id="o")
+    def read(self, index: int, open_image: ImageOpener) -> Sample:
+        return Sample("xy"[index], open_image("/nowhere.jpg"), f"question {index}", object_id="o")
 
 
-def test_a_source_that_says_nothing_of_lost_images_keeps_names_and_objects() -> None:
+def test_a_source_that_says_nothing_of_missing_images_keeps_names_and_objects() -> None:
     """It has neither `ids` nor anything else that does without images."""
-    lost = MissingImage("image_missing", "/nowhere.jpg: there is no such image")
+    missing = MissingImage("image_missing", "/nowhere.jpg: there is no such image")
     for source, prefix in ((Strangers(), ""), (Mixture({"m": Strangers()}), "m/")):
-        found = [EvaluatedSource(opened(source))[index] for index in range(2)]
+        found = [EvaluationDataset(opened(source))[index] for index in range(2)]
         assert {(s.id, s.question) for s in found} == {(f"{prefix}x", "question 0"), (f"{prefix}y", "question 1")}
-        assert [(s.object_id, s.missing) for s in found] == [(f"{prefix}o", lost)] * 2
+        assert [(s.object_id, s.missing) for s in found] == [(f"{prefix}o", missing)] * 2
 
 
 class Refusing(Strangers):
     """Says nothing of an image that it takes for wrong."""
 
-    def __getitem__(self, index: int) -> Sample:
-        if min(open_rgb("/nowhere.jpg").size) < 2:
+    def read(self, index: int, open_image: ImageOpener) -> Sample:
+        if min(open_image("/nowhere.jpg").size) < 2:
             raise ValueError("too small")
-        return super().__getitem__(index)
+        return super().read(index, open_image)
 
 
 def test_a_source_that_refuses_the_blank_image_loses_the_sample_only() -> None:
-    found = EvaluatedSource(opened(Refusing()))[1]
+    found = EvaluationDataset(opened(Refusing()))[1]
     assert (found.id, found.object_id, found.mask) == ("#1", None, None)
     assert found.missing == MissingImage("image_missing", "/nowhere.jpg: there is no such image")
 

@@ -13,7 +13,7 @@ from PIL import Image
 from pixelthink.answering.segmenting import segment_answers
 from pixelthink.data.collate import Collate
 from pixelthink.data.prompts import ShortPrompt
-from pixelthink.data.shape_scenes import ShapeScenes
+from pixelthink.data.sources.shape_scenes import ShapeScenes
 from pixelthink.geometry import CoordinateFrame
 from pixelthink.parsing import answer_text, parse_completion
 from pixelthink.policies.qwen_vl import Qwen25VL

@@ -14,7 +14,7 @@ import pytest
 from pixelthink.callbacks.weight_sync import RolloutWeightSync
 from pixelthink.data.collate import Collate
 from pixelthink.data.prompts import ShortPrompt
-from pixelthink.data.shape_scenes import ShapeScenes
+from pixelthink.data.sources.shape_scenes import ShapeScenes
 from pixelthink.policies.qwen_vl import Qwen25VL
 from pixelthink.rollouts.base import SamplingConfig
 from pixelthink.rollouts.parity import without_images

@@ -24,6 +24,7 @@ import numpy as np
 from PIL import Image
 
 from pixelthink.data.base import SampleSource
+from pixelthink.errors import UserError
 from pixelthink.geometry import target_from_mask
 from pixelthink.types import LEVELS, Level, Sample
 
@@ -41,6 +42,8 @@ COLORS: dict[str, tuple[int, int, int]] = {
 }
 SHAPES = ("circle", "square", "diamond", "cross")
 SIZES = {"small": 10, "medium": 16, "large": 22}
+RELATION_SHARE = 0.2
+"""Share of relations among hard queries."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,6 @@ class SceneObject:
         size: Name of its size class.
         row: Grid row, 0 at the top.
         column: Grid column, 0 at the left.
-        center: Centre (x, y) in pixels.
     """
 
     color: str
@@ -61,12 +63,11 @@ class SceneObject:
     size: str
     row: int
     column: int
-    center: tuple[int, int]
 
     @property
-    def name(self) -> str:
-        """Colour and shape, e.g. "red circle"."""
-        return f"{self.color} {self.shape}"
+    def center(self) -> tuple[int, int]:
+        """Centre (x, y) in pixels."""
+        return self.column * CELL + CELL // 2, self.row * CELL + CELL // 2
 
     @property
     def cell(self) -> str:
@@ -75,7 +76,7 @@ class SceneObject:
 
     @property
     def sighting(self) -> str:
-        """Colour, cell and size, all that its box depends on, e.g. "red b2 large"."""
+        """Colour, cell and size, e.g. "red b2 large": its box follows from these."""
         return f"{self.color} {self.cell} {self.size}"
 
     def mask(self) -> np.ndarray:
@@ -100,7 +101,7 @@ def shape_mask(shape: str, radius: float, center: tuple[int, int]) -> np.ndarray
 
 @dataclass(frozen=True)
 class SceneQuery:
-    """A question about a scene, its answer, and what a solver would write down.
+    """A question about a scene, its answer, and the working that leads to it.
 
     Attributes:
         text: The question.
@@ -111,25 +112,18 @@ class SceneQuery:
     """
 
     text: str
-    level: Literal["easy", "medium", "hard"]
+    level: Level
     target: int
     hops: int
     steps: str
 
 
-def draw_background() -> np.ndarray:
-    """Background whose colour encodes position, uint8 (IMAGE_SIZE, IMAGE_SIZE, 3)."""
-    ramp = np.linspace(20, 220, IMAGE_SIZE)
-    image = np.empty((IMAGE_SIZE, IMAGE_SIZE, 3))
+def draw_scene(objects: tuple[SceneObject, ...]) -> np.ndarray:
+    """Image of a scene, uint8 RGB (IMAGE_SIZE, IMAGE_SIZE, 3); the colour of the background encodes position."""
+    ramp = np.linspace(20, 220, IMAGE_SIZE).astype(np.uint8)
+    image = np.full((IMAGE_SIZE, IMAGE_SIZE, 3), 120, dtype=np.uint8)
     image[..., 0] = ramp[None, :]
     image[..., 1] = ramp[:, None]
-    image[..., 2] = 120
-    return image.astype(np.uint8)
-
-
-def draw_scene(objects: tuple[SceneObject, ...]) -> np.ndarray:
-    """Image of a scene, uint8 RGB (IMAGE_SIZE, IMAGE_SIZE, 3)."""
-    image = draw_background()
     for item in objects:
         image[item.mask()] = COLORS[item.color]
     return image
@@ -142,10 +136,8 @@ def sample_scene(rng: np.random.Generator) -> tuple[SceneObject, ...]:
     colors = rng.choice(list(COLORS), size=count, replace=False)
     objects = []
     for cell, color in zip(cells, colors, strict=True):
-        size = str(rng.choice(list(SIZES)))
-        row, column = divmod(int(cell), GRID)
-        center = (column * CELL + CELL // 2, row * CELL + CELL // 2)
-        objects.append(SceneObject(str(color), str(rng.choice(SHAPES)), size, row, column, center))
+        size, shape = str(rng.choice(list(SIZES))), str(rng.choice(SHAPES))
+        objects.append(SceneObject(str(color), shape, size, *divmod(int(cell), GRID)))
     return tuple(objects)
 
 
@@ -187,9 +179,9 @@ def _relation(objects: tuple[SceneObject, ...], rng: np.random.Generator) -> Sce
     if not options:
         return None
     anchor, word, target = options[int(rng.integers(len(options)))]
-    a, t = objects[anchor], objects[target]
-    steps = f" {a.sighting}. {word} {t.cell}."
-    return SceneQuery(f"the shape {word} the {a.name}", "hard", target, 2, steps)
+    known = objects[anchor]
+    steps = f" {known.sighting}. {word} {objects[target].cell}."
+    return SceneQuery(f"the shape {word} the {known.color} {known.shape}", "hard", target, 2, steps)
 
 
 def _trail(objects: tuple[SceneObject, ...], rng: np.random.Generator) -> SceneQuery:
@@ -205,17 +197,13 @@ def _trail(objects: tuple[SceneObject, ...], rng: np.random.Generator) -> SceneQ
     return SceneQuery(text, "hard", target, hops, f" {' '.join(path)}.")
 
 
-_RELATION_SHARE = 0.2
-_SPLIT_OF_FINGERPRINT = {0: "val", 1: "test"}
-
-
 def sample_query(objects: tuple[SceneObject, ...], level: str, rng: np.random.Generator) -> SceneQuery | None:
     """A question of one level about a scene, or None where the scene allows none of the kind that was drawn."""
     if level == "easy":
         return _easy(objects, rng)
     if level == "medium":
         return _medium(objects, rng)
-    return _relation(objects, rng) if rng.random() < _RELATION_SHARE else _trail(objects, rng)
+    return _relation(objects, rng) if rng.random() < RELATION_SHARE else _trail(objects, rng)
 
 
 def rate_difficulty(objects: tuple[SceneObject, ...], query: SceneQuery) -> float:
@@ -234,11 +222,10 @@ def rate_difficulty(objects: tuple[SceneObject, ...], query: SceneQuery) -> floa
 def reference_reasoning(
     objects: tuple[SceneObject, ...], query: SceneQuery, rng: np.random.Generator
 ) -> dict[str, str]:
-    """What a solver would write: "verbose" (lists all, works, checks again), "steps" (works), "brief" (answers);
+    """Reference reasoning by style: "verbose" (lists all, works, checks again), "steps" (works), "brief" (answers);
     and, for learning to see before learning to reason, "caption" (lists all, answers nothing).
 
-    The list comes in random order: a place then has to be found from its name, which is the very skill that an answer
-    needs, and each list trains it several times over.
+    The list comes in random order, so that every item trains to find a place from its name, as an answer has to.
     """
     found = f"it is the {objects[query.target].sighting}."
     listed = [objects[i] for i in rng.permutation(len(objects))]
@@ -252,10 +239,10 @@ def reference_reasoning(
     }
 
 
-def _fingerprint(objects: tuple[SceneObject, ...]) -> int:
-    """A number from 0 to 7 that depends on the layout alone and so decides the split."""
+def _split_of(objects: tuple[SceneObject, ...]) -> str:
+    """The split of a scene: a function of its layout alone."""
     layout = repr([(o.color, o.shape, o.size, o.center) for o in objects])
-    return zlib.crc32(layout.encode()) % 8
+    return {0: "val", 1: "test"}.get(zlib.crc32(layout.encode()) % 8, "train")
 
 
 class ShapeScenes(SampleSource):
@@ -280,9 +267,9 @@ class ShapeScenes(SampleSource):
         odds: tuple[float, float, float] = (0.25, 0.25, 0.5),
     ) -> None:
         if size < 1 or not levels:
-            raise ValueError("ShapeScenes: size must be at least 1 and levels must not be empty")
+            raise UserError("ShapeScenes: size must be at least 1 and levels must not be empty")
         if min(odds) <= 0:
-            raise ValueError(f"ShapeScenes: odds must be positive, got {odds}; leave a level out by levels")
+            raise UserError(f"ShapeScenes: odds must be positive, got {odds}; leave a level out by levels")
         self.split = split
         self.size = size
         self.seed = seed
@@ -301,7 +288,7 @@ class ShapeScenes(SampleSource):
         query = None
         while query is None:
             objects = sample_scene(rng)
-            if _SPLIT_OF_FINGERPRINT.get(_fingerprint(objects), "train") == self.split:
+            if _split_of(objects) == self.split:
                 query = sample_query(objects, level, rng)
         mask = objects[query.target].mask()
         return Sample(

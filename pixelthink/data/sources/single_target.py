@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from pixelthink.data.base import SampleSource
+from pixelthink.data.base import ImageSource, SampleSource
+from pixelthink.data.images import ImageOpener
+from pixelthink.errors import UserError
 from pixelthink.geometry import target_from_mask
 from pixelthink.types import Sample
 
 
-class SingleTarget(SampleSource):
+class SingleTarget(ImageSource):
     """Makes the whole mask of each sample its one target, as ReasonSeg's evaluation takes it.
 
     Args:
@@ -26,11 +28,11 @@ class SingleTarget(SampleSource):
     def __len__(self) -> int:
         return len(self.samples)
 
-    def __getitem__(self, index: int) -> Sample:
-        sample = self.samples[index]
+    def read(self, index: int, open_image: ImageOpener) -> Sample:
+        sample = self.samples.read(index, open_image)
         if sample.mask is None or not sample.mask.any():
             unknown = "an unknown mask" if sample.mask is None else "no target"
-            raise ValueError(f"sample {sample.id!r} has {unknown}, so it cannot have a single target")
+            raise UserError(f"sample {sample.id!r} has {unknown}, so it cannot have a single target")
         return replace(sample, targets=(target_from_mask(sample.mask),))
 
     def ids(self) -> Sequence[str]:

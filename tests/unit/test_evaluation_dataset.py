@@ -1,4 +1,4 @@
-"""What evaluation knows of a sample whose image is gone or damaged, source by source; and what still stops it."""
+"""What evaluation knows of a sample with a missing or damaged image, source by source; and what still stops it."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ import pytest
 from PIL import Image
 
 from pixelthink.data.base import SampleSource
-from pixelthink.data.checked import Checked
-from pixelthink.data.coco import COCO
-from pixelthink.data.evaluated import EvaluatedSource
-from pixelthink.data.images import ImageLost, ImageUnreadable, blank_images, open_rgb
-from pixelthink.data.labelme import LabelMe
-from pixelthink.data.mixture import Mixture
-from pixelthink.data.questions import OneImage
-from pixelthink.data.reasonseg import ReasonSeg
-from pixelthink.data.reasonseg_parquet import ReasonSegParquet
+from pixelthink.data.evaluation_dataset import EvaluationDataset
+from pixelthink.data.images import BlankImages, ImageMissing, ImageUnreadable, open_rgb
+from pixelthink.data.sources.checked import Checked
+from pixelthink.data.sources.coco import COCO
+from pixelthink.data.sources.labelme import LabelMe
+from pixelthink.data.sources.mixture import Mixture
+from pixelthink.data.sources.questions import OneImage
+from pixelthink.data.sources.reasonseg import ReasonSeg
+from pixelthink.data.sources.reasonseg_parquet import ReasonSegParquet
 from pixelthink.types import Sample
 from tools.prepare_data import main as prepare_data
 
@@ -36,9 +36,9 @@ def cut(path: Path, keep: int = 900) -> None:
     path.write_bytes(path.read_bytes()[:keep])
 
 
-def opened(source: SampleSource) -> EvaluatedSource:
+def opened(source: SampleSource) -> EvaluationDataset:
     source.setup()
-    return EvaluatedSource(source)
+    return EvaluationDataset(source)
 
 
 def same_but_for_the_image(found: Sample, before: Sample) -> bool:
@@ -97,7 +97,7 @@ def test_an_image_of_unknown_size_leaves_question_and_difficulty(reasonseg: Path
     assert found.missing.reason == f"{file}: {reasons.get(damage, 'not a readable image: of no known format')}"
 
 
-def test_annotations_that_say_the_size_keep_the_target_of_a_lost_image(tmp_path: Path) -> None:
+def test_annotations_that_say_the_size_keep_the_target_of_a_missing_image(tmp_path: Path) -> None:
     photo(tmp_path / "x.jpg")
     polygon = [value for corner in CORNERS for value in corner]
     data = {
@@ -163,13 +163,13 @@ def test_a_damaged_mask_is_no_damaged_image(tmp_path: Path) -> None:
         opened(LabelMe(str(tmp_path)))[0]
 
 
-def test_blank_images_end_with_their_block(tmp_path: Path) -> None:
-    with blank_images() as blanks:
-        assert open_rgb(tmp_path / "gone.png", size=(7, 5)).size == (7, 5)
-        assert blanks.sizes_known
-        assert open_rgb(tmp_path / "gone.png", size=(100_000, 100_000)).size == (1, 1), "no image is that large"
-        assert not blanks.sizes_known
-    with pytest.raises(ImageLost):
+def test_blank_images_stand_in_for_missing_ones(tmp_path: Path) -> None:
+    blanks = BlankImages()
+    assert blanks(tmp_path / "gone.png", size=(7, 5)).size == (7, 5)
+    assert blanks.sizes_known
+    assert blanks(tmp_path / "gone.png", size=(100_000, 100_000)).size == (1, 1), "no image is that large"
+    assert not blanks.sizes_known
+    with pytest.raises(ImageMissing):
         open_rgb(tmp_path / "gone.png", size=(7, 5))
     with pytest.raises(ImageUnreadable):
         open_rgb(b"?", size=(7, 5))

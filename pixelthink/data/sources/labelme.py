@@ -13,18 +13,21 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image, ImageDraw
 
-from pixelthink.data.base import SampleSource
-from pixelthink.data.files import read_json
-from pixelthink.data.images import open_mask, open_rgb
+from pixelthink.data.base import BadRow, RowSource
+from pixelthink.data.images import ImageOpener, open_mask
+from pixelthink.data.reading import existing_folder, read_json
+from pixelthink.data.reasonseg import read_points
+from pixelthink.errors import FileError
 from pixelthink.geometry import target_from_mask
 from pixelthink.types import Sample
 
-MAX_COORDINATE = 1e6
+POINTS = {"rectangle": 2, "circle": 2, "mask": 2}
+"""Number of points of each shape type but "polygon", which has 3 or more."""
 
 
 @dataclass(frozen=True)
-class _Row:
-    """One sample to be; where `problem` is set, it cannot be made."""
+class LabelMeRow:
+    """A question about an image; `objects` has the numbers of the shapes of each object, `ignored` those left out."""
 
     id: str
     file: Path
@@ -32,13 +35,12 @@ class _Row:
     question: str
     objects: tuple[tuple[int, ...], ...]
     ignored: tuple[int, ...]
-    problem: str | None = None
 
 
-class LabelMe(SampleSource):
+class LabelMe(RowSource[LabelMeRow]):
     """Objects of a labelme folder, asked for by what is written about them.
 
-    Shapes with one label and one `group_id` are one object. Shapes whose label contains "ignore" are ignored pixels of
+    Shapes with one label and one `group_id` are one object. Shapes with "ignore" in their label are ignored pixels of
     every sample of their image.
 
     Args:
@@ -57,46 +59,30 @@ class LabelMe(SampleSource):
         self.root = root
         self.query = query
         self.group = group
-        self._rows: list[_Row] | None = None
 
-    def setup(self) -> None:
-        """Reads the labels; shapes are drawn and images opened one by one as they are asked for.
-
-        Raises:
-            ValueError: no such folder, or no labelme file in it.
-        """
-        if self._rows is not None:
-            return
-        folder = Path(self.root)
-        if not folder.is_dir():
-            raise ValueError(f"{folder}: there is no such folder")
-        rows: list[_Row] = []
+    def read_rows(self) -> list[LabelMeRow | BadRow]:
+        folder = existing_folder(self.root)
+        rows: list[LabelMeRow | BadRow] = []
         for file in sorted(folder.glob("*.json")):
             try:
                 rows += _read_file(file, self.query, self.group)
             except ValueError as error:
-                rows.append(_Row(file.stem, file, file, "", (), (), problem=str(error)))
+                rows.append(BadRow(file.stem, str(error)))
         if not rows:
-            raise ValueError(f"{folder}: no labelme file with a shape to ask for in this folder")
-        self._rows = rows
+            raise FileError(f"{folder}: no labelme file with a shape to ask for in this folder")
+        return rows
 
-    def __len__(self) -> int:
-        return len(self._opened())
-
-    def __getitem__(self, index: int) -> Sample:
-        row = self._opened()[index]
-        if row.problem is not None:
-            raise ValueError(row.problem)
-        image = open_rgb(row.image)
+    def make_sample(self, row: LabelMeRow, open_image: ImageOpener) -> Sample:
+        image = open_image(row.image)
         shapes = read_json(row.file)["shapes"]
         try:
             objects = [_union(shapes, members, image.height, image.width) for members in row.objects]
             ignore = _union(shapes, row.ignored, image.height, image.width)
+            for members, one in zip(row.objects, objects, strict=True):
+                if not one.any():
+                    raise FileError(f"shape {members[0]} covers no pixel of the image")
         except ValueError as error:
-            raise ValueError(f"{row.file}: {error}") from None
-        for members, mask in zip(row.objects, objects, strict=True):
-            if not mask.any():
-                raise ValueError(f"{row.file}: shape {members[0]} covers no pixel of the image")
+            raise FileError(f"{row.file}: {error}") from None
         mask = np.logical_or.reduce(objects)
         return Sample(
             id=row.id,
@@ -108,37 +94,22 @@ class LabelMe(SampleSource):
             meta={"file": str(row.image), "image_id": row.file.stem},
         )
 
-    def ids(self) -> list[str]:
-        return [row.id for row in self._opened()]
-
-    def _opened(self) -> list[_Row]:
-        if self._rows is None:
-            raise RuntimeError("call setup() before reading samples")
-        return self._rows
-
 
 def shape_mask(shape: Mapping[str, Any], height: int, width: int) -> np.ndarray:
-    """Mask of a labelme shape, rasterised as labelme does: outline plus filling.
+    """Mask of a labelme shape, bool (height, width), rasterised as labelme does: outline plus filling.
 
-    Args:
-        shape: `{shape_type, points}` with type "polygon", "rectangle" or "circle" (centre, a point on it), or "mask"
-            (two corners, and the pixels between them as a PNG in base64).
-        height: Height of the image.
-        width: Width of the image.
-
-    Returns:
-        bool (height, width); parts beyond the image are cut off.
+    A shape is `{shape_type, points}` with type "polygon", "rectangle" or "circle" (centre, a point on it), or "mask"
+    (two corners, and the pixels between them as a PNG in base64). Parts beyond the image are cut off.
 
     Raises:
-        ValueError: a type without an area, or points that are not of its form.
+        FileError: a type without an area, or points that are not of its form.
     """
     kind = shape.get("shape_type") or "polygon"
-    points = _points(shape.get("points"))
-    wanted = {"rectangle": 2, "circle": 2, "mask": 2}
-    if kind not in wanted and kind != "polygon":
-        raise ValueError(f"a {kind} has no area; polygon, rectangle, circle and mask have")
-    if (kind == "polygon" and len(points) < 3) or (kind != "polygon" and len(points) != wanted[kind]):
-        raise ValueError(f"a {kind} needs {wanted.get(kind, '3 or more')} points, got {len(points)}")
+    points = [(float(x), float(y)) for x, y in read_points(shape.get("points"))]
+    if kind not in POINTS and kind != "polygon":
+        raise FileError(f"a {kind} has no area; polygon, rectangle, circle and mask have")
+    if len(points) < 3 if kind == "polygon" else len(points) != POINTS[kind]:
+        raise FileError(f"a {kind} needs {POINTS.get(kind, '3 or more')} points, got {len(points)}")
     if kind == "mask":
         return _pasted(shape.get("mask"), points[0], height, width)
     canvas = Image.new("1", (width, height))
@@ -154,33 +125,33 @@ def shape_mask(shape: Mapping[str, Any], height: int, width: int) -> np.ndarray:
     return np.array(canvas, dtype=bool)
 
 
-def _read_file(file: Path, query: str, group: str) -> list[_Row]:
-    """The samples of one file; none where it is something else that lies beside."""
+def _read_file(file: Path, query: str, group: str) -> list[LabelMeRow]:
+    """The samples of one file; none for a JSON file of another kind."""
     data = read_json(file)
     if not isinstance(data, dict) or "shapes" not in data or "imagePath" not in data:
         return []
     if not isinstance(data["shapes"], list) or not isinstance(data["imagePath"], str):
-        raise ValueError(f"{file}: shapes is no list, or imagePath no text")
+        raise FileError(f"{file}: shapes is no list, or imagePath no text")
     image = file.parent / data["imagePath"].replace("\\", "/")
     objects: dict[tuple[str, object], list[int]] = {}
     ignored: list[int] = []
     for number, shape in enumerate(data["shapes"]):
         if not isinstance(shape, dict) or not isinstance(shape.get("label"), str):
-            raise ValueError(f"{file}: shape {number} has no label")
+            raise FileError(f"{file}: shape {number} has no label")
         if "ignore" in shape["label"].lower():
             ignored.append(number)
             continue
         text = shape.get(query)
         if not isinstance(text, str) or not text.strip():
-            raise ValueError(f"{file}: shape {number} ({shape['label']}) has no {query}")
+            raise FileError(f"{file}: shape {number} ({shape['label']}) has no {query}")
         joined = shape.get("group_id")
         objects.setdefault((text, f"shape {number}" if joined is None else joined), []).append(number)
-    questions: dict[object, list[tuple[str, tuple[int, ...]]]] = {}
+    questions: dict[tuple[object, ...], list[tuple[int, ...]]] = {}
     for key, members in objects.items():
-        questions.setdefault(key[0] if group == "query" else key, []).append((key[0], tuple(members)))
+        questions.setdefault(key[:1] if group == "query" else key, []).append(tuple(members))
     return [
-        _Row(f"{file.stem}#{number}", file, image, found[0][0], tuple(shapes for _, shapes in found), tuple(ignored))
-        for number, found in enumerate(questions.values())
+        LabelMeRow(f"{file.stem}#{number}", file, image, str(key[0]), tuple(shapes), tuple(ignored))
+        for number, (key, shapes) in enumerate(questions.items())
     ]
 
 
@@ -190,24 +161,12 @@ def _union(shapes: list[Mapping[str, Any]], members: tuple[int, ...], height: in
         try:
             mask |= shape_mask(shapes[number], height, width)
         except ValueError as error:
-            raise ValueError(f"shape {number} ({shapes[number]['label']}): {error}") from None
+            raise FileError(f"shape {number} ({shapes[number]['label']}): {error}") from None
     return mask
 
 
-def _points(value: object) -> list[tuple[float, float]]:
-    try:
-        points = np.array(value, dtype=np.float64)
-    except (TypeError, ValueError, OverflowError):
-        points = np.empty(0)
-    if points.ndim != 2 or points.shape[1] != 2:
-        raise ValueError('"points" must be a list of [x, y]')
-    if not (np.abs(points) <= MAX_COORDINATE).all():
-        raise ValueError("a coordinate is not finite or beyond ±1,000,000")
-    return [(float(x), float(y)) for x, y in points]
-
-
 def _pasted(data: object, corner: tuple[float, float], height: int, width: int) -> np.ndarray:
-    """labelme's "mask": a PNG whose upper left pixel lies at a corner."""
+    """labelme's "mask": a PNG with its upper left pixel at a corner."""
     try:
         png = base64.b64decode(data if isinstance(data, str) else "", validate=True)
     except (binascii.Error, ValueError):

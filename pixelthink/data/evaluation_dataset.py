@@ -1,4 +1,4 @@
-"""A source as evaluation reads it: numbered, and whole even where an image has vanished or cannot be read."""
+"""A source as evaluation reads it: samples know their position, and one with a missing image does not stop the run."""
 
 from __future__ import annotations
 
@@ -7,18 +7,17 @@ from dataclasses import replace
 from PIL import Image
 
 from pixelthink.data.base import SampleSource
-from pixelthink.data.images import UnusableImage, blank_images
+from pixelthink.data.images import BlankImages, UnusableImage
 from pixelthink.types import MissingImage, Sample
 
-PLACEHOLDER_QUESTION = "(the image is lost)"
+PLACEHOLDER_QUESTION = "(the image is missing)"
 
 
-class EvaluatedSource:
-    """The samples of a source with their positions; one whose image is gone or damaged says so instead of raising.
+class EvaluationDataset:
+    """The samples of a source with their positions; one with a missing or damaged image has `Sample.missing`.
 
     Such a sample has all that its source knows without the image: id, question, difficulty, and mask and targets where
-    the image's size is known, from the annotations or from what is left of the file. Everything else that is wrong with
-    a sample, a mask of another size say, is an error of the data set: it is raised and names the sample.
+    the image's size is known. Anything else that is wrong with a sample, e.g. a mask of another size, is raised.
 
     Args:
         source: The samples, set up.
@@ -37,25 +36,25 @@ class EvaluatedSource:
             unusable = _unusable_image(error)
             if unusable is None:
                 raise
-            missing = MissingImage(unusable.cause, str(unusable))
+        missing = MissingImage(unusable.cause, str(unusable))
         return replace(self._without_image(index), index=index, missing=missing)
 
     def _without_image(self, index: int) -> Sample:
         """What the source knows of a sample without its image.
 
         Raises:
-            ValueError: what it knows does not fit together.
+            ValueError: the sample is wrong in another way too.
         """
+        blanks = BlankImages()
         try:
-            with blank_images() as blanks:
-                sample = self.source[index]
-        except ValueError:
-            if blanks.sizes_known:
+            sample = self.source.read(index, blanks)
+        except ValueError as error:
+            if blanks.sizes_known and _unusable_image(error) is None:
                 raise
-            return Sample(self._name(index), Image.new("RGB", (1, 1)), PLACEHOLDER_QUESTION)
+            return Sample(self._id(index), Image.new("RGB", (1, 1)), PLACEHOLDER_QUESTION)
         return sample if blanks.sizes_known else replace(sample, mask=None, ignore=None, targets=())
 
-    def _name(self, index: int) -> str:
+    def _id(self, index: int) -> str:
         """The sample's id, or its number where its source has to read the image to know it."""
         try:
             return self.source.ids()[index]
@@ -64,7 +63,7 @@ class EvaluatedSource:
 
 
 def _unusable_image(error: BaseException | None) -> UnusableImage | None:
-    """The `UnusableImage` among an error and those that led to it, which sources may have worded anew."""
+    """The `UnusableImage` in an error's chain of causes; sources word it anew to name the row."""
     while error is not None and not isinstance(error, UnusableImage):
         error = error.__cause__ or error.__context__
     return error

@@ -135,7 +135,8 @@ def load_policy(
     """
     load_components()
     precision = dtype or ("float32" if device == "cpu" else "bfloat16")
-    backbone: Any = family_of(str(path))(str(path), dtype=precision)
+    family: Any = family_of(str(path))
+    backbone = family(str(path), dtype=precision)
     backbone.setup()
     style = _component("prompt style", prompt)() if isinstance(prompt, str) else prompt
     return Policy(backbone, backbone.load_model().to(device).eval(), style, image_size)

@@ -88,6 +88,13 @@ class PixelThinkCLI(LightningCLI):
     def _parse_ckpt_path(self) -> None:
         """Nothing: a checkpoint has no say in the configuration, and need not be read twice."""
 
+    def instantiate_classes(self) -> None:
+        """Makes the components; jsonargparse wraps what a constructor raises, and this takes it out again."""
+        try:
+            super().instantiate_classes()
+        except ValueError as error:
+            raise _user_error(error) or error from None
+
     def before_instantiate_classes(self) -> None:
         """Refuses a checkpoint that is not there before anything is loaded; keeps no predictions in memory."""
         if self.subcommand is None:
@@ -125,6 +132,13 @@ def main(args: Sequence[str] | None = None) -> None:
             traceback.print_exc()
         print(f"pixelthink: error: {one_line(error)}", file=sys.stderr)
         raise SystemExit(2) from None
+
+
+def _user_error(error: BaseException | None) -> UserError | None:
+    """The `UserError` that an exception is or comes from."""
+    while error is not None and not isinstance(error, UserError):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 def with_default_config(args: Sequence[str]) -> list[str]:

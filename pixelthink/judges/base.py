@@ -10,6 +10,8 @@ from typing import Literal, get_args
 
 from PIL import Image
 
+from pixelthink.errors import UserError
+
 JudgeFailure = Literal["timeout", "unreachable", "refused", "unusable_answer"]
 """Why a sample has no rating: the judge did not answer in time; could not be reached; answered with an HTTP error; gave
 answers that are no rating."""
@@ -71,7 +73,7 @@ class Judge(ABC):
         """Rates one sample; may be called by several threads.
 
         Raises:
-            ValueError: the sample lacks what this judge needs; names it.
+            UserError: the sample lacks what this judge needs; names it.
         """
 
     _pool: ThreadPoolExecutor | None = None
@@ -93,9 +95,9 @@ def reference_of(sample: JudgedSample, style: str, judge: str) -> str:
     """A sample's reference reasoning of a style.
 
     Raises:
-        ValueError: it has none; names it.
+        UserError: it has none; names it.
     """
     if style not in sample.references:
         known = ", ".join(sample.references) or "none"
-        raise ValueError(f"sample {sample.id!r} has no {style!r} reasoning for {judge}; it has: {known}")
+        raise UserError(f"sample {sample.id!r} has no {style!r} reasoning for {judge}; it has: {known}")
     return sample.references[style]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from pixelthink.errors import UserError
 from pixelthink.failures import Cause, Flaw
 from pixelthink.metrics.counting import object_key
 from pixelthink.metrics.functional import Protocol, mask_counts, mask_ious
@@ -64,7 +65,7 @@ def measure(prediction: Prediction, protocol: Protocol) -> Measured:
         protocol: Whose rules for ignored pixels and empty masks apply.
 
     Raises:
-        ValueError: the sample's true mask is unknown; names it.
+        UserError: the sample's true mask is unknown; names it.
     """
     sample, completion = prediction.prompt.sample, prediction.completion
     if sample.mask is not None:
@@ -72,7 +73,7 @@ def measure(prediction: Prediction, protocol: Protocol) -> Measured:
     elif sample.missing is not None:
         shared, joined = 0, 0
     else:
-        raise ValueError(f"sample {sample.id!r} has no mask, so its answer cannot be measured; use predict")
+        raise UserError(f"sample {sample.id!r} has no mask, so its answer cannot be measured; use predict")
     return Measured(
         id=sample.id,
         difficulty=sample.difficulty,

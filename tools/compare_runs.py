@@ -21,9 +21,9 @@ from jsonargparse import ArgumentError, ArgumentParser
 from pixelthink.evaluation.comparison import Comparison, Pair, Subset, compare, comparison_document
 from pixelthink.evaluation.finished_run import read_run
 from pixelthink.evaluation.results import write_document
+from pixelthink.metrics.bootstrap import Difference
 from pixelthink.metrics.counting import Count
 from pixelthink.metrics.functional import ProtocolName
-from pixelthink.metrics.paired import Difference
 
 LABELS = {
     "giou": "gIoU",

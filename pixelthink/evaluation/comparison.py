@@ -12,9 +12,9 @@ from pixelthink.data.validation import ObjectTargets
 from pixelthink.evaluation.finished_run import FinishedRun, row_mask
 from pixelthink.evaluation.results import Row
 from pixelthink.failures import was_asked, was_read
-from pixelthink.metrics.counting import Count, Counting, get_count, object_key
+from pixelthink.metrics.bootstrap import Difference, paired_bootstrap
+from pixelthink.metrics.counting import Count, Grouping, get_count, object_key
 from pixelthink.metrics.functional import Protocol, ProtocolName, get_protocol, mask_counts, mask_ious
-from pixelthink.metrics.paired import Difference, paired_bootstrap
 from pixelthink.types import LEVELS
 
 Subset = Literal["all", "common"]
@@ -170,11 +170,11 @@ def _pair_document(pair: Pair) -> dict[str, Any]:
     }
 
 
-def _counting(pairs: Sequence[Pair], count: Count) -> Counting:
+def _counting(pairs: Sequence[Pair], count: Count) -> Grouping:
     """Which of the pairs count together."""
     rows = [pair.a.row for pair in pairs]
     keys = [object_key(row["id"], row["object"]) for row in rows] if count == "object" else None
-    return Counting.of(len(rows), keys)
+    return Grouping.of(len(rows), keys)
 
 
 def _common_protocol(a: FinishedRun, b: FinishedRun) -> str:
@@ -253,7 +253,7 @@ def _scored(row: Row, protocol: Protocol) -> Scored:
     return Scored(row, shared, joined, iou)
 
 
-def _differences(pairs: Sequence[Pair], counting: Counting, resamples: int, seed: int) -> dict[str, Difference]:
+def _differences(pairs: Sequence[Pair], counting: Grouping, resamples: int, seed: int) -> dict[str, Difference]:
     found: dict[str, Difference] = {}
     for metric in METRICS:
         a, a_weights = _values(metric, [pair.a for pair in pairs], counting)
@@ -262,7 +262,7 @@ def _differences(pairs: Sequence[Pair], counting: Counting, resamples: int, seed
     return found
 
 
-def _values(metric: str, scored: Sequence[Scored], counting: Counting) -> tuple[np.ndarray, np.ndarray]:
+def _values(metric: str, scored: Sequence[Scored], counting: Grouping) -> tuple[np.ndarray, np.ndarray]:
     """Numerators and denominators of a metric, one of what counts once each.
 
     gIoU and cIoU average what counts together; lengths and parse rate are of answers, so objects add theirs up, and a
@@ -276,5 +276,5 @@ def _values(metric: str, scored: Sequence[Scored], counting: Counting) -> tuple[
     asked = np.array([was_asked(s.row["failure"]) for s in scored], dtype=np.float64)
     read = metric == "parse_rate"
     values = np.array([float(was_read(s.row["failure"]) if read else s.row[metric]) for s in scored])
-    numerators, answers = (np.bincount(counting.places, weights=column) for column in (values * asked, asked))
+    numerators, answers = (np.bincount(counting.groups, weights=column) for column in (values * asked, asked))
     return numerators, answers

@@ -1,24 +1,27 @@
-"""A patient client of an OpenAI-compatible server, and answers kept on disk as they come in."""
+"""A client of an OpenAI-compatible server that retries, and a cache of its answers on disk."""
 
 from __future__ import annotations
 
 import hashlib
-import http.client
 import json
 import threading
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 from urllib.parse import urlsplit
 
-from pixelthink.files.jsonl import append_log, read_log
+from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt
+
+from pixelthink.errors import UserError
+from pixelthink.files.jsonl import append_log, read_log, row_error
 
 RETRIED = (408, 409, 425, 429)
+"""HTTP statuses below 500 after which another attempt may succeed."""
 LONGEST_WAIT = 60.0
+NO_KEY = "EMPTY"
+"""Sent where there is no key, as vLLM's documentation does; the openai client refuses to send none."""
 
 Answer = TypeVar("Answer")
 ServerFailure = Literal["timeout", "unreachable", "refused"]
@@ -26,16 +29,22 @@ ServerFailure = Literal["timeout", "unreachable", "refused"]
 
 
 class ServerError(Exception):
-    """The server cannot be reached, or refuses: asking it for other samples is of no use either.
+    """The server cannot be reached, or refuses; asking it for other samples is of no use either.
 
     Args:
         message: One line.
         cause: What kind of failure it is.
+        passing: Whether another attempt may succeed.
+        retry_after: Seconds that the server asks to wait.
     """
 
-    def __init__(self, message: str, cause: ServerFailure = "unreachable") -> None:
+    def __init__(
+        self, message: str, cause: ServerFailure = "unreachable", *, passing: bool = True, retry_after: float = 0.0
+    ) -> None:
         super().__init__(message)
         self.cause: ServerFailure = cause
+        self.passing = passing
+        self.retry_after = retry_after
 
 
 @dataclass(frozen=True)
@@ -62,31 +71,38 @@ class ChatOptions:
 
     def __post_init__(self) -> None:
         if urlsplit(self.server).scheme not in ("http", "https"):
-            raise ValueError(f"server must be an http or https address, got {self.server!r}")
+            raise UserError(f"server must be an http or https address, got {self.server!r}")
         if self.concurrency < 1 or self.retries < 0:
-            raise ValueError("concurrency must be at least 1, retries must not be negative")
+            raise UserError("concurrency must be at least 1, retries must not be negative")
 
 
 class ChatClient:
     """Asks for one structured answer at a time; may be used by several threads.
 
+    Redirects are not followed: they would carry the key to another server.
+
     Args:
         options: The server and how it is asked.
         api_key: Sent as a bearer token where there is one; never written anywhere.
-        sleep: What waits.
+        sleep: Waits between attempts.
     """
 
     def __init__(
         self, options: ChatOptions, api_key: str | None = None, sleep: Callable[[float], object] = time.sleep
     ) -> None:
+        import openai
+
         self.options = options
-        self._headers = {"Content-Type": "application/json"}
-        if api_key:
-            self._headers["Authorization"] = f"Bearer {api_key}"
         self._sleep = sleep
         local = urlsplit(options.server).hostname in ("127.0.0.1", "localhost", "::1")
-        direct = [urllib.request.ProxyHandler({})] if local else []
-        self._opener = urllib.request.build_opener(_NoRedirect(), *direct)
+        http = openai.DefaultHttpxClient(follow_redirects=False, trust_env=not local)  # no proxy to this machine
+        self._client = openai.OpenAI(
+            api_key=api_key or NO_KEY,
+            base_url=options.server,
+            timeout=options.timeout,
+            max_retries=0,
+            http_client=http,
+        )
 
     def ask(
         self,
@@ -107,42 +123,52 @@ class ChatClient:
             ValueError: the last answer could not be used.
             ServerError: the server refused, or could not be reached any more, or not in time.
         """
-        problem: Exception = ServerError("not asked")
         delay = self.options.backoff
-        for attempt in range(self.options.retries + 1):
-            if attempt:
-                self._sleep(min(delay, LONGEST_WAIT))
-                delay *= 2
-            try:
-                return parse(self._request(messages, schema, name, attempt))
-            except ValueError as error:
-                problem = error
-            except urllib.error.HTTPError as error:
-                problem = ServerError(f"{self.options.server}: HTTP {error.code}: {_body(error)}", "refused")
-                if error.code < 500 and error.code not in RETRIED:
-                    break
-                delay = max(delay, _retry_after(error))
-            except (OSError, http.client.HTTPException) as error:
-                reason = " ".join(str(error).split()) or type(error).__name__
-                problem = ServerError(f"{self.options.server}: {reason}", _failure(error))
-        raise problem
+
+        def wait(state: RetryCallState) -> float:
+            nonlocal delay
+            error = state.outcome.exception() if state.outcome is not None else None
+            seconds = max(delay, getattr(error, "retry_after", 0.0))
+            delay = 2 * seconds
+            return min(seconds, LONGEST_WAIT)
+
+        for attempt in Retrying(
+            stop=stop_after_attempt(self.options.retries + 1),
+            wait=wait,
+            retry=retry_if_exception(lambda e: e.passing if isinstance(e, ServerError) else isinstance(e, ValueError)),
+            sleep=self._sleep,
+            reraise=True,
+        ):
+            with attempt:
+                return parse(self._request(messages, schema, name, attempt.retry_state.attempt_number - 1))
+        raise AssertionError("tenacity raises the last error")
 
     def _request(
         self, messages: Sequence[Mapping[str, Any]], schema: Mapping[str, Any], name: str, attempt: int
     ) -> str:
         """Text of one answer; the first attempt is greedy, a repeated one is not, lest it fail in the same way."""
-        body = {
-            "model": self.options.model,
-            "messages": messages,
-            "max_tokens": self.options.max_tokens,
-            "temperature": 0.0 if attempt == 0 else 0.7,
-            "seed": attempt,
-            "response_format": {"type": "json_schema", "json_schema": {"name": name, "schema": schema}},
-        }
-        url = self.options.server.rstrip("/") + "/chat/completions"
-        request = urllib.request.Request(url, json.dumps(body).encode("utf-8"), self._headers)
-        with self._opener.open(request, timeout=self.options.timeout) as response:
-            raw = response.read()
+        import openai
+
+        create: Any = self._client.chat.completions.with_raw_response.create
+        try:
+            raw = create(
+                model=self.options.model,
+                messages=messages,
+                max_tokens=self.options.max_tokens,
+                temperature=0.0 if attempt == 0 else 0.7,
+                seed=attempt,
+                response_format={"type": "json_schema", "json_schema": {"name": name, "schema": schema}},
+            ).content
+        except openai.APIStatusError as error:
+            text = (
+                f"{self.options.server}: HTTP {error.status_code}: {' '.join(error.response.text[:500].split())[:200]}"
+            )
+            passing = error.status_code >= 500 or error.status_code in RETRIED
+            raise ServerError(text, "refused", passing=passing, retry_after=_retry_after(error)) from None
+        except openai.APIConnectionError as error:
+            reason = " ".join(str(error.__cause__ or error).split()) or type(error.__cause__).__name__
+            late = isinstance(error, openai.APITimeoutError)
+            raise ServerError(f"{self.options.server}: {reason}", "timeout" if late else "unreachable") from None
         try:
             text = json.loads(raw)["choices"][0]["message"]["content"]
         except (ValueError, KeyError, IndexError, TypeError, RecursionError):
@@ -150,13 +176,6 @@ class ChatClient:
         if not isinstance(text, str):
             raise ValueError("the server's answer holds no text")
         return text
-
-
-class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """Follows nothing: a redirect would carry the key to another server."""
-
-    def redirect_request(self, *arguments: Any) -> None:
-        return None
 
 
 class AnswerCache(Generic[Answer]):
@@ -177,7 +196,7 @@ class AnswerCache(Generic[Answer]):
             try:
                 self._answers[row["key"]] = check(json.dumps(row[field]))
             except (ValueError, KeyError, TypeError):
-                raise ValueError(f"{path}:{number}: not a cached {field}") from None
+                raise row_error(path, number, f"not a cached {field}; delete the file or the line") from None
 
     def __len__(self) -> int:
         return len(self._answers)
@@ -199,22 +218,9 @@ def question_key(model: str, schema: Mapping[str, Any], messages: Sequence[Mappi
     return hashlib.sha256(asked.encode("utf-8")).hexdigest()
 
 
-def _failure(error: Exception) -> ServerFailure:
-    """Whether the server was too slow, or was not there."""
-    reason = getattr(error, "reason", error)
-    return "timeout" if isinstance(reason, TimeoutError) else "unreachable"
-
-
-def _retry_after(error: urllib.error.HTTPError) -> float:
-    """Seconds that the server asks to wait."""
+def _retry_after(error: Any) -> float:
+    """Seconds that the server asks to wait after an `openai.APIStatusError`."""
     try:
-        return min(max(float(error.headers.get("Retry-After", 0)), 0.0), LONGEST_WAIT)
+        return min(max(float(error.response.headers.get("Retry-After", 0)), 0.0), LONGEST_WAIT)
     except ValueError:  # a date
         return 0.0
-
-
-def _body(error: urllib.error.HTTPError) -> str:
-    try:
-        return " ".join(error.read(500).decode("utf-8", "replace").split())[:200]
-    except (OSError, http.client.HTTPException):
-        return ""

@@ -172,9 +172,7 @@ def test_random_masks_against_plain_numpy(protocol: Protocol) -> None:
     metric.update(samples[50:])
     values = metric.compute()
     assert (values["giou"], values["ciou"]) == (scores["giou"], scores["ciou"])
-    assert (values["giou_ci95_low"], values["ciou_ci95_high"]) == (
-        *(scores["giou_ci95"][0], scores["ciou_ci95"][1]),
-    )
+    assert (values["giou_ci95_low"], values["ciou_ci95_high"]) == (*(scores["giou_ci95"][0], scores["ciou_ci95"][1]),)
 
 
 def test_objects_widen_the_interval_of_answers_that_depend_on_each_other() -> None:

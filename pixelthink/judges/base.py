@@ -10,6 +10,8 @@ from typing import Literal, get_args
 
 from PIL import Image
 
+from pixelthink.errors import UserError
+
 JudgeFailure = Literal["timeout", "unreachable", "refused", "unusable_answer"]
 """Why a sample has no rating: the judge did not answer in time; could not be reached; answered with an HTTP error; gave
 answers that are no rating."""
@@ -26,7 +28,7 @@ class JudgedSample:
         question: What was asked.
         reasoning: What stands inside `<think>`.
         references: Reference reasoning by style.
-        image: The image at original resolution; None where it is lost.
+        image: The image at original resolution; None where it is missing.
     """
 
     id: str
@@ -38,7 +40,7 @@ class JudgedSample:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a judge says of one sample.
+    """The rating of one sample.
 
     Attributes:
         score: 0 to 10; None where there is no rating.
@@ -71,19 +73,19 @@ class Judge(ABC):
         """Rates one sample; may be called by several threads.
 
         Raises:
-            ValueError: the sample lacks what this judge needs; names it.
+            UserError: the sample lacks what this judge needs; names it.
         """
 
     _pool: ThreadPoolExecutor | None = None
 
     def submit(self, samples: Sequence[JudgedSample]) -> list[Future[Verdict]]:
-        """Begins to rate samples, while whoever asks goes on with something else."""
+        """Starts rating samples in the background."""
         if self._pool is None:
             self._pool = ThreadPoolExecutor(self.concurrency, thread_name_prefix="judge")
         return [self._pool.submit(self.rate, sample) for sample in samples]
 
     def close(self) -> None:
-        """Forgets what has not begun."""
+        """Cancels the ratings that have not started."""
         if self._pool is not None:
             self._pool.shutdown(wait=False, cancel_futures=True)
             self._pool = None
@@ -93,9 +95,9 @@ def reference_of(sample: JudgedSample, style: str, judge: str) -> str:
     """A sample's reference reasoning of a style.
 
     Raises:
-        ValueError: it has none; names it.
+        UserError: it has none; names it.
     """
     if style not in sample.references:
         known = ", ".join(sample.references) or "none"
-        raise ValueError(f"sample {sample.id!r} has no {style!r} reasoning for {judge}; it has: {known}")
+        raise UserError(f"sample {sample.id!r} has no {style!r} reasoning for {judge}; it has: {known}")
     return sample.references[style]

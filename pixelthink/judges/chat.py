@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import threading
 import time
@@ -34,17 +35,11 @@ class ServerError(Exception):
     Args:
         message: One line.
         cause: What kind of failure it is.
-        passing: Whether another attempt may succeed.
-        retry_after: Seconds that the server asks to wait.
     """
 
-    def __init__(
-        self, message: str, cause: ServerFailure = "unreachable", *, passing: bool = True, retry_after: float = 0.0
-    ) -> None:
+    def __init__(self, message: str, cause: ServerFailure = "unreachable") -> None:
         super().__init__(message)
         self.cause: ServerFailure = cause
-        self.passing = passing
-        self.retry_after = retry_after
 
 
 @dataclass(frozen=True)
@@ -123,52 +118,39 @@ class ChatClient:
             ValueError: the last answer could not be used.
             ServerError: the server refused, or could not be reached any more, or not in time.
         """
-        delay = self.options.backoff
+        import openai
 
-        def wait(state: RetryCallState) -> float:
-            nonlocal delay
-            error = state.outcome.exception() if state.outcome is not None else None
-            seconds = max(delay, getattr(error, "retry_after", 0.0))
-            delay = 2 * seconds
-            return min(seconds, LONGEST_WAIT)
-
-        for attempt in Retrying(
+        attempts = itertools.count()
+        retrying = Retrying(
             stop=stop_after_attempt(self.options.retries + 1),
-            wait=wait,
-            retry=retry_if_exception(lambda e: e.passing if isinstance(e, ServerError) else isinstance(e, ValueError)),
+            wait=_Backoff(self.options.backoff),
+            retry=retry_if_exception(_may_pass),
             sleep=self._sleep,
             reraise=True,
-        ):
-            with attempt:
-                return parse(self._request(messages, schema, name, attempt.retry_state.attempt_number - 1))
-        raise AssertionError("tenacity raises the last error")
+        )
+        try:
+            return retrying(lambda: parse(self._request(messages, schema, name, next(attempts))))
+        except openai.APIStatusError as error:
+            body = " ".join(error.response.text[:500].split())[:200]
+            raise ServerError(f"{self.options.server}: HTTP {error.status_code}: {body}", "refused") from None
+        except openai.APIConnectionError as error:
+            reason = " ".join(str(error.__cause__ or error).split()) or type(error.__cause__).__name__
+            cause: ServerFailure = "timeout" if isinstance(error, openai.APITimeoutError) else "unreachable"
+            raise ServerError(f"{self.options.server}: {reason}", cause) from None
 
     def _request(
         self, messages: Sequence[Mapping[str, Any]], schema: Mapping[str, Any], name: str, attempt: int
     ) -> str:
-        """Text of one answer; the first attempt is greedy, a repeated one is not, lest it fail in the same way."""
-        import openai
-
+        """Text of one answer; the first attempt is greedy, later ones are sampled, so that they can differ."""
         create: Any = self._client.chat.completions.with_raw_response.create
-        try:
-            raw = create(
-                model=self.options.model,
-                messages=messages,
-                max_tokens=self.options.max_tokens,
-                temperature=0.0 if attempt == 0 else 0.7,
-                seed=attempt,
-                response_format={"type": "json_schema", "json_schema": {"name": name, "schema": schema}},
-            ).content
-        except openai.APIStatusError as error:
-            text = (
-                f"{self.options.server}: HTTP {error.status_code}: {' '.join(error.response.text[:500].split())[:200]}"
-            )
-            passing = error.status_code >= 500 or error.status_code in RETRIED
-            raise ServerError(text, "refused", passing=passing, retry_after=_retry_after(error)) from None
-        except openai.APIConnectionError as error:
-            reason = " ".join(str(error.__cause__ or error).split()) or type(error.__cause__).__name__
-            late = isinstance(error, openai.APITimeoutError)
-            raise ServerError(f"{self.options.server}: {reason}", "timeout" if late else "unreachable") from None
+        raw = create(
+            model=self.options.model,
+            messages=messages,
+            max_tokens=self.options.max_tokens,
+            temperature=0.0 if attempt == 0 else 0.7,
+            seed=attempt,
+            response_format={"type": "json_schema", "json_schema": {"name": name, "schema": schema}},
+        ).content
         try:
             text = json.loads(raw)["choices"][0]["message"]["content"]
         except (ValueError, KeyError, IndexError, TypeError, RecursionError):
@@ -178,8 +160,33 @@ class ChatClient:
         return text
 
 
+class _Backoff:
+    """Seconds before the next attempt: each wait is twice the last one, and never shorter than the server asks for."""
+
+    def __init__(self, first: float) -> None:
+        self.seconds = first / 2
+
+    def __call__(self, state: RetryCallState) -> float:
+        error: Any = state.outcome.exception() if state.outcome is not None else None
+        try:
+            asked = float(error.response.headers.get("Retry-After", 0))
+        except (AttributeError, ValueError):  # no HTTP error; a date
+            asked = 0.0
+        self.seconds = max(2 * self.seconds, min(asked, LONGEST_WAIT))
+        return min(self.seconds, LONGEST_WAIT)
+
+
+def _may_pass(error: BaseException) -> bool:
+    """Whether another attempt may succeed: not where the server refuses for good."""
+    import openai
+
+    if isinstance(error, openai.APIStatusError):
+        return error.status_code >= 500 or error.status_code in RETRIED
+    return isinstance(error, ValueError | openai.APIConnectionError)
+
+
 class AnswerCache(Generic[Answer]):
-    """Answers by what was asked, appended to a JSON Lines file as they come in; a torn last line is forgotten.
+    """Answers by question, appended to a JSON Lines file as they come in; a half-written last line is dropped.
 
     Args:
         path: The file.
@@ -213,14 +220,6 @@ class AnswerCache(Generic[Answer]):
 
 
 def question_key(model: str, schema: Mapping[str, Any], messages: Sequence[Mapping[str, Any]]) -> str:
-    """What a cached answer is found by: a hash of all that the answer depends on."""
+    """Key of a cached answer: a hash of everything that the answer depends on."""
     asked = json.dumps([model, schema, messages], sort_keys=True)
     return hashlib.sha256(asked.encode("utf-8")).hexdigest()
-
-
-def _retry_after(error: Any) -> float:
-    """Seconds that the server asks to wait after an `openai.APIStatusError`."""
-    try:
-        return min(max(float(error.response.headers.get("Retry-After", 0)), 0.0), LONGEST_WAIT)
-    except ValueError:  # a date
-        return 0.0

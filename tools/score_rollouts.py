@@ -15,14 +15,10 @@ written, and an older one stays as it was.
 
 from __future__ import annotations
 
-import copy
 import difflib
-import json
-import math
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from jsonargparse import ArgumentError, ArgumentParser
@@ -30,15 +26,11 @@ from jsonargparse import ArgumentError, ArgumentParser
 import pixelthink.rewards.composite
 import pixelthink.rewards.mask_iou
 import pixelthink.rewards.vision_reasoner  # noqa: F401  (imported, so that the short class names resolve)
-from pixelthink.cli.layers import read_yaml
-from pixelthink.data.solution import parse_objects_solution, parse_solution
+from pixelthink.cli.layers import reward_of
+from pixelthink.data.logged_responses import LoggedResponses, scored_row
 from pixelthink.errors import UserError
 from pixelthink.files.jsonl import read_rows, row_error, write_rows_atomically
-from pixelthink.geometry import Target
-from pixelthink.parsing import parse_completion
 from pixelthink.rewards.base import LengthScore, Reward, RewardTerm
-from pixelthink.rewards.length import known_length_mode
-from pixelthink.types import Score, ScoringCase
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -78,111 +70,18 @@ def with_rewards(arguments: Sequence[str]) -> Iterator[str]:
         before = argument
 
 
-def reward_of(path: str) -> str:
-    """The reward of a layer or of a run's config, as JSON.
-
-    Raises:
-        UserError: the file cannot be read, or names none.
-    """
-    value = read_yaml(Path(path))
-    model = value.get("model") or {}
-    found = value.get("reward") or model.get("reward") or (model.get("init_args") or {}).get("reward")
-    if found is None:
-        raise UserError(f"--config: {path} has no model.reward; see configs/reward")
-    return json.dumps({"reward": found})
-
-
 def score_rows(reward: Reward, path: str) -> Iterator[dict[str, Any]]:
     """Yields one scored row per row of the file.
 
     Raises:
-        ValueError: if a row cannot be scored: `FILE:ROW: why`.
+        UserError: a row cannot be scored: `FILE:ROW: why`.
     """
-    by_mode: dict[str, Reward] = {}
+    scorer = LoggedResponses(reward)
     for number, row in read_rows(path):
         try:
-            mode = row.get("length_mode")
-            if mode is not None and not isinstance(mode, str):
-                raise ValueError(f"length_mode must be a text, got {mode!r}")
-            if mode is not None and mode not in by_mode:
-                by_mode[mode] = with_length_mode(reward, mode)
-            chosen = reward if mode is None else by_mode[mode]
-            yield output_row(row, chosen.score(scoring_case(row, chosen.answer_style)))
-        except ValueError as error:
+            yield scored_row(row, scorer.score(row))
+        except UserError as error:
             raise row_error(path, number, error) from None
-
-
-def with_length_mode(reward: Reward, mode: str) -> Reward:
-    """The same reward, its length counted in another way; one that can count in one way only stays as it is.
-
-    Raises:
-        UserError: there is no such mode.
-    """
-    known = known_length_mode(mode)
-    if not hasattr(getattr(reward, "length", None), "length_mode"):
-        return reward
-    other = copy.deepcopy(reward)
-    other.length.length_mode = known  # type: ignore[attr-defined]
-    return other
-
-
-def scoring_case(row: Mapping[str, Any], style: str) -> ScoringCase:
-    """What a reward may look at, from one row.
-
-    Raises:
-        ValueError: if a field is missing or of the wrong kind; says which.
-    """
-    for key in ("id", "response", "solution"):
-        if row.get(key) is None:
-            raise ValueError(f"no {key!r}")
-    response = row["response"]
-    if not isinstance(response, str):
-        raise ValueError(f"response must be a text, got {type(response).__name__}")
-    tokens = number_of(row, "reasoning_token_count")
-    if tokens is not None and tokens != int(tokens):
-        raise ValueError(f"reasoning_token_count must be a whole number, got {tokens}")
-    return ScoringCase(
-        id=str(row["id"]),
-        text=response,
-        answer=parse_completion(response, style),
-        targets=targets_of(row["solution"], style),
-        difficulty=number_of(row, "difficulty"),
-        uncertainty=number_of(row, "uncertainty"),
-        reasoning_tokens=None if tokens is None else int(tokens),
-    )
-
-
-def targets_of(solution: object, style: str) -> tuple[Target, ...]:
-    """The truth, written as the answer style's training rows write it."""
-    if style == "visionreasoner":
-        return parse_objects_solution(solution if isinstance(solution, str) else json.dumps(solution))
-    if not isinstance(solution, str):
-        raise ValueError(f"solution must be a text, got {type(solution).__name__}")
-    return (parse_solution(solution),)
-
-
-def number_of(row: Mapping[str, Any], key: str) -> float | None:
-    """A finite number of the row; None where it is absent or null."""
-    value = row.get(key)
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError(f"{key} must be a number, got {value!r}")
-    if not abs(value) < math.inf:
-        raise ValueError(f"{key} must be finite, got {value}")
-    return value
-
-
-def output_row(row: Mapping[str, Any], score: Score) -> dict[str, Any]:
-    """The row to write."""
-    return {
-        "id": row["id"],
-        "parts": dict(score.parts),
-        "length_used": score.length_used,
-        "length_budget": score.length_budget,
-        "length_score": score.length_score,
-        "reward": score.reward,
-    }
 
 
 def one_line(error: BaseException) -> str:

@@ -16,7 +16,6 @@ from pixelthink.errors import MissingFileError, UserError
 from pixelthink.evaluation.interface import SegmentationModule
 from pixelthink.evaluation.result_folder import ResultFolder
 from pixelthink.evaluation.run_header import run_config, run_header, run_settings
-from pixelthink.parallel.peers import leave_peers, watch_peers
 from pixelthink.rollouts.synced_engine import SyncConfig
 
 AnyCallback = TypeVar("AnyCallback", bound=Callback)
@@ -42,7 +41,6 @@ class Lifecycle(Callback):
                 f"data.coordinates is {coordinates!r} but {type(backbone).__name__} answers in {backbone.convention!r}"
             )
         self._check_last_checkpoint(trainer, stage)
-        watch_peers(trainer.strategy)
 
     def _check_last_checkpoint(self, trainer: L.Trainer, stage: str) -> None:
         """Where `--ckpt_path last` finds no checkpoint, a training says that it begins; anything else is refused."""
@@ -57,9 +55,6 @@ class Lifecycle(Callback):
         if stage != "fit":
             raise MissingFileError(f"{missing}; name the file, or leave the option out to take the policy as it is")
         self.module.print(f"pixelthink: {missing} yet, so this training begins at its beginning")
-
-    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        leave_peers()
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         self.module.evaluator.abandon()

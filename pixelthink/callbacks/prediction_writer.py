@@ -20,6 +20,7 @@ from PIL import Image
 
 from pixelthink.callbacks.drawing import PREDICTED_COLOR, draw_mask, draw_targets
 from pixelthink.data.images import encode_png
+from pixelthink.errors import FileError, UserError
 from pixelthink.evaluation.results import target_row
 from pixelthink.files.atomic import write_atomically
 from pixelthink.files.jsonl import read_rows, write_rows_atomically
@@ -75,7 +76,7 @@ class PredictionWriter(Callback):
                 self._part.write(json.dumps(self._written(prediction), ensure_ascii=False, allow_nan=False) + "\n")
             self._part.flush()
         except OSError as error:
-            raise OSError(f"predictions cannot be written to {self._folder}: {error.strerror or error}") from error
+            raise FileError(f"predictions cannot be written to {self._folder}: {error.strerror or error}") from error
 
     def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self._part is None:
@@ -157,13 +158,13 @@ def file_names(ids: Iterable[str]) -> dict[str, str]:
     Letters and digits of any script, `.`, `-` and `_` are kept, whatever else becomes `_`; long names are cut.
 
     Raises:
-        ValueError: two ids are equal.
+        UserError: two ids are equal.
     """
     names: dict[str, str] = {}
     taken: set[str] = set()
     for sample_id in ids:
         if sample_id in names:
-            raise ValueError(f"two samples have the id {sample_id!r}, so their files could not be told apart")
+            raise UserError(f"two samples have the id {sample_id!r}, so their files could not be told apart")
         plain = re.sub(r"[^\w.-]+", "_", unicodedata.normalize("NFC", sample_id))
         plain = plain.encode("utf-8")[:MAX_NAME_BYTES].decode("utf-8", "ignore").strip("._-") or "sample"
         name = next(name for name in _numbered(plain) if name.casefold() not in taken)
@@ -182,7 +183,7 @@ def claim_folder(path: Path, *, numbered: bool) -> Path:
     """Makes an empty folder: `path`, or where there is something, `path-2`, `path-3`, …
 
     Raises:
-        OSError: the folder cannot be made; or `path` is taken and `numbered` is off. One line.
+        FileError: the folder cannot be made; or `path` is taken and `numbered` is off. One line.
     """
     for name in _numbered(path.name):
         folder = path.with_name(name)
@@ -193,9 +194,9 @@ def claim_folder(path: Path, *, numbered: bool) -> Path:
         except FileExistsError:
             pass  # a file of that name
         except OSError as error:
-            raise OSError(f"predictions cannot be written to {folder}: {error.strerror}") from None
+            raise FileError(f"predictions cannot be written to {folder}: {error.strerror}") from None
         if not numbered:
-            raise FileExistsError(f"PredictionWriter.path: there is something at {folder} already; nothing was written")
+            raise FileError(f"PredictionWriter.path: there is something at {folder} already; nothing was written")
     raise AssertionError("numbers do not end")
 
 

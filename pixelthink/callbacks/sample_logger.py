@@ -13,6 +13,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from PIL import Image, ImageDraw, ImageFont
 
 from pixelthink.callbacks.drawing import PREDICTED_COLOR, TRUE_COLOR, Color, draw_boxes, draw_mask, draw_targets
+from pixelthink.errors import UserError
 from pixelthink.types import Prediction
 
 HEADER, LINE = 22, 18
@@ -29,7 +30,7 @@ class SampleLogger(Callback):
 
     def __init__(self, samples: int = 8, side: int = 336) -> None:
         if samples < 1 or side < 56:
-            raise ValueError("SampleLogger: samples must be at least 1 and side at least 56 pixels")
+            raise UserError("SampleLogger: samples must be at least 1 and side at least 56 pixels")
         self.samples = samples
         self.side = side
         self._shown: list[Prediction] = []

@@ -11,6 +11,8 @@ import lightning as L
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
+from pixelthink.errors import UserError
+
 WATCHED = {
     "reward": "train/reward",
     "entropy": "loss/entropy",
@@ -43,13 +45,13 @@ class HealthLimits:
 
     def __post_init__(self) -> None:
         if self.window < 1:
-            raise ValueError("TrainingHealth: limits.window must be at least 1")
+            raise UserError("TrainingHealth: limits.window must be at least 1")
         shares = {name: value for name, value in asdict(self).items() if name not in ("window", "kl")}
         for name, value in shares.items():
             if not 0 <= value <= 1:
-                raise ValueError(f"TrainingHealth: limits.{name} must lie in [0, 1], not {value}")
+                raise UserError(f"TrainingHealth: limits.{name} must lie in [0, 1], not {value}")
         if self.kl <= 0:
-            raise ValueError(f"TrainingHealth: limits.kl must be positive, not {self.kl}")
+            raise UserError(f"TrainingHealth: limits.kl must be positive, not {self.kl}")
 
 
 @dataclass

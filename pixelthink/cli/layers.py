@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -72,3 +73,17 @@ def read_yaml(file: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise UserError(f"--config: {file} holds no options")
     return value
+
+
+def reward_of(path: str) -> str:
+    """The reward of a layer or of a run's config, as JSON.
+
+    Raises:
+        UserError: the file cannot be read, or names none.
+    """
+    value = read_yaml(Path(path))
+    model = value.get("model") or {}
+    found = value.get("reward") or model.get("reward") or (model.get("init_args") or {}).get("reward")
+    if found is None:
+        raise UserError(f"--config: {path} has no model.reward; see configs/reward")
+    return json.dumps({"reward": found})

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 from jsonargparse import set_parsing_settings
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
@@ -22,13 +23,13 @@ from pixelthink.cli.registry import load_components
 from pixelthink.data.datamodule import PromptData
 from pixelthink.errors import MissingFileError, UserError
 from pixelthink.evaluation.interface import SegmentationModule
-from pixelthink.parallel.peers import end_alone, ended_by_a_peer
+from pixelthink.parallel.peers import PeerWatch
 
 USER_ERRORS = (UserError, ArgumentError, MisconfigurationException)
 """Errors that the user can mend, printed on one line; anything else is a bug and keeps its traceback."""
 
 PEER_NEWS_SECONDS = 3.0
-"""How long an error that may be the end of another process's connection waits for the news of that process's end."""
+"""How long an error that may follow from the failure of another process waits for the news of that failure."""
 
 DEFAULT_CONFIG = Path("configs/tiny.yaml")
 """What a subcommand runs without `--config`, from the root of a clone: the demo, whose policy lies in `assets/`."""
@@ -56,7 +57,7 @@ EXPECTED_WARNINGS = (
 class PixelThinkCLI(LightningCLI):
     """LightningCLI whose model is any `SegmentationModule` and whose data is `PromptData`."""
 
-    def __init__(self, args: ArgsType = None, run: bool = True) -> None:
+    def __init__(self, args: ArgsType = None, run: bool = True, callbacks: Sequence[Callback] = ()) -> None:
         set_parsing_settings(docstring_parse_attribute_docstrings=True)
         super().__init__(
             SegmentationModule,
@@ -64,7 +65,7 @@ class PixelThinkCLI(LightningCLI):
             subclass_mode_model=True,
             save_config_callback=SaveConfigCallback,
             save_config_kwargs={"overwrite": True},
-            trainer_defaults=TRAINER_DEFAULTS,
+            trainer_defaults={**TRAINER_DEFAULTS, "callbacks": list(callbacks)},
             seed_everything_default=0,
             parser_kwargs={"parser_mode": "omegaconf", "exit_on_error": False},
             auto_configure_optimizers=False,
@@ -86,6 +87,13 @@ class PixelThinkCLI(LightningCLI):
 
     def _parse_ckpt_path(self) -> None:
         """Nothing: a checkpoint has no say in the configuration, and need not be read twice."""
+
+    def instantiate_classes(self) -> None:
+        """Makes the components; jsonargparse wraps what a constructor raises, and this takes it out again."""
+        try:
+            super().instantiate_classes()
+        except ValueError as error:
+            raise _user_error(error) or error from None
 
     def before_instantiate_classes(self) -> None:
         """Refuses a checkpoint that is not there before anything is loaded; keeps no predictions in memory."""
@@ -110,19 +118,27 @@ def main(args: Sequence[str] | None = None) -> None:
         warnings.filterwarnings("ignore", message=message)
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(os.cpu_count() or 1)
+    watch = PeerWatch()
     try:
         load_components()
-        PixelThinkCLI(args=with_default_config(sys.argv[1:] if args is None else args))
+        PixelThinkCLI(args=with_default_config(sys.argv[1:] if args is None else args), callbacks=[watch])
     except Exception as error:
-        if ended_by_a_peer(0.0 if isinstance(error, USER_ERRORS) else PEER_NEWS_SECONDS):
+        if watch.peer_has_failed(0.0 if isinstance(error, USER_ERRORS) else PEER_NEWS_SECONDS):
             raise SystemExit(1) from None
-        end_alone()
+        watch.end()
         if not isinstance(error, USER_ERRORS):
             raise
         if os.environ.get("PIXELTHINK_DEBUG"):
             traceback.print_exc()
         print(f"pixelthink: error: {one_line(error)}", file=sys.stderr)
         raise SystemExit(2) from None
+
+
+def _user_error(error: BaseException | None) -> UserError | None:
+    """The `UserError` that an exception is or comes from."""
+    while error is not None and not isinstance(error, UserError):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 def with_default_config(args: Sequence[str]) -> list[str]:

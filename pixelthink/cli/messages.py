@@ -66,7 +66,9 @@ def _reason(content: str, keys: list[str], owner: str | None) -> tuple[str, list
         return _unknown_component(found["name"], keys, owner), []
     if found := _OPTION.match(content):
         known = _parameters(locate(owner)) if owner else []
-        return f"no such option{_guess(found['name'], known)}{_list('known', known)}", [found["name"]]
+        first = found["name"].split(".")[0]
+        name = found["name"] if first in known else first
+        return f"no such option{_guess(name, known)}{_list('known', known)}", [name]
     if found := _GROUP_OPTION.match(content):
         nested = [] if content.startswith("Subcommand") else [found["group"]]
         known = _parameters(_type_of(owner, found["group"])) if owner else []

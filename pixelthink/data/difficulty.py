@@ -10,7 +10,7 @@ import numpy as np
 
 from pixelthink.data.reading import read_json
 from pixelthink.data.validation import MAX_DIFFICULTY, MIN_DIFFICULTY, check_difficulty
-from pixelthink.errors import FileError
+from pixelthink.errors import FileError, UserError
 
 NAMED_IDS = 5
 
@@ -85,13 +85,13 @@ def success_to_difficulty(success: Mapping[str, float]) -> dict[str, float]:
         Difficulty in [1, 10] by id; equal success gives equal difficulty.
 
     Raises:
-        ValueError: a success that is not finite; names the id.
+        UserError: a success that is not finite; names the id.
     """
     from scipy.stats import rankdata
 
     for name, value in success.items():
         if not np.isfinite(value):
-            raise ValueError(f"success of {name!r} is not a finite number: {value!r}")
+            raise UserError(f"success of {name!r} is not a finite number: {value!r}")
     ranks = rankdata(list(success.values()))  # from 1; equal values have their mean rank
     quantile = (ranks - 0.5) / max(len(ranks), 1)
     difficulty = MAX_DIFFICULTY - (MAX_DIFFICULTY - MIN_DIFFICULTY) * quantile

@@ -102,12 +102,14 @@ class VisionReasonerPrompt(PromptStyle):
 
     Args:
         no_target: Also says that `[]` is the answer where nothing fits; the released text does not.
+        suffix: Appended as it is, e.g. " Be brief." for the brief baseline.
     """
 
     answer_style = "visionreasoner"
 
-    def __init__(self, no_target: bool = False) -> None:
+    def __init__(self, no_target: bool = False, suffix: str = "") -> None:
         self.no_target = no_target
+        self.suffix = suffix
 
     def text(self, question: str) -> str:
         question = question.lower().strip(".")
@@ -119,6 +121,7 @@ class VisionReasonerPrompt(PromptStyle):
             f"Output the bbox(es) and point(s) inside the interested object(s) in JSON format.{none}"
             'i.e., <think> thinking process here </think><answer>[{"bbox_2d": [10,100,200,210], '
             '"point_2d": [30,110]}, {"bbox_2d": [225,296,706,786], "point_2d": [302,410]}]</answer>'
+            f"{self.suffix}"
         )
 
 

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 
 from pixelthink.data.validation import ObjectTargets
+from pixelthink.errors import UserError
 from pixelthink.evaluation.finished_run import FinishedRun, row_mask
 from pixelthink.evaluation.results import Row
 from pixelthink.failures import was_asked, was_read
@@ -105,7 +106,7 @@ def compare(
         seed: Its seed.
 
     Raises:
-        ValueError: runs that cannot be compared: of different protocols, or counts, or samples, or questions, targets,
+        UserError: runs that cannot be compared: of different protocols, or counts, or samples, or questions, targets,
             levels or objects of a sample; or without known targets or objects. One line that says which.
     """
     name = protocol or _common_protocol(a, b)
@@ -180,7 +181,7 @@ def _counting(pairs: Sequence[Pair], count: Count) -> Grouping:
 def _common_protocol(a: FinishedRun, b: FinishedRun) -> str:
     names = [run.header.get("protocol") or run.metrics.get("protocol") for run in (a, b)]
     if names[0] != names[1] or names[0] is None:
-        raise ValueError(
+        raise UserError(
             f"{a.folder} was scored under {names[0] or 'no protocol'}, {b.folder} under {names[1] or 'no protocol'}; "
             "with --protocol, both are scored anew under one"
         )
@@ -191,7 +192,7 @@ def _common_count(a: FinishedRun, b: FinishedRun) -> str:
     """What both runs counted; runs of before there was a choice counted expressions."""
     first, second = (run.header.get("count") or run.metrics.get("count") or "expression" for run in (a, b))
     if first != second:
-        raise ValueError(
+        raise UserError(
             f"{a.folder} was counted per {first}, {b.folder} per {second}; with --count, both are counted anew"
         )
     return first
@@ -201,15 +202,15 @@ def _check_objects(a: FinishedRun, b: FinishedRun, rows: Sequence[tuple[Row, Row
     """Makes sure that both runs know what each sample asks for, the same in both, and of each object one target.
 
     Raises:
-        ValueError: they do not; one line that names the sample.
+        UserError: they do not; one line that names the sample.
     """
     targets = ObjectTargets()
     for row, other in rows:
         for run, one in ((a, row), (b, other)):
             if "object" not in one:
-                raise ValueError(f"sample {one['id']!r} has no 'object' in {run.folder}, so objects cannot be counted")
+                raise UserError(f"sample {one['id']!r} has no 'object' in {run.folder}, so objects cannot be counted")
         if row["object"] != other["object"]:
-            raise ValueError(f"sample {row['id']!r} has another object in {b.folder} than in {a.folder}")
+            raise UserError(f"sample {row['id']!r} has another object in {b.folder} than in {a.folder}")
         if row["object"] is not None and (target := row_mask(row, "target")) is not None:
             targets.add_mask(repr(row["object"]), repr(row["id"]), target)
 
@@ -219,9 +220,9 @@ def _paired_rows(a: FinishedRun, b: FinishedRun, subset: Subset) -> list[tuple[R
     of_b = {row["id"]: row for row in b.rows}
     common = [(row, of_b[row["id"]]) for row in a.rows if row["id"] in of_b]
     if not common:
-        raise ValueError(f"{a.folder} and {b.folder} have no sample in common")
+        raise UserError(f"{a.folder} and {b.folder} have no sample in common")
     if subset == "all" and (len(common) < len(a.rows) or len(common) < len(b.rows)):
-        raise ValueError(
+        raise UserError(
             f"{a.folder} and {b.folder} have {len(common)} samples in common, but {len(a.rows) - len(common)} and "
             f"{len(b.rows) - len(common)} of their own; --subset=common compares the former"
         )
@@ -229,7 +230,7 @@ def _paired_rows(a: FinishedRun, b: FinishedRun, subset: Subset) -> list[tuple[R
         known = [key for key in ("question", "target", "ignore") if not _lost(row) and not _lost(other)]
         for key in [*known, "level"]:
             if row.get(key) != other.get(key) and not (key == "level" and (_lost(row) or _lost(other))):
-                raise ValueError(f"sample {row['id']!r} has another {key} in {b.folder} than in {a.folder}")
+                raise UserError(f"sample {row['id']!r} has another {key} in {b.folder} than in {a.folder}")
     return common
 
 
@@ -247,7 +248,7 @@ def _scored(row: Row, protocol: Protocol) -> Scored:
     if found is None:
         return Scored(row, 0, 0, 0.0)
     if target is None:
-        raise ValueError(f"sample {row['id']!r} has no target, so its answers cannot be compared")
+        raise UserError(f"sample {row['id']!r} has no target, so its answers cannot be compared")
     shared, joined = mask_counts(found, target, row_mask(row, "ignore"), protocol)
     iou = 0.0 if row["failure"] is not None else float(mask_ious([shared], [joined], protocol)[0])
     return Scored(row, shared, joined, iou)

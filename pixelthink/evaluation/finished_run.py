@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from pixelthink.errors import UserError
 from pixelthink.evaluation.results import METRICS, RUN, SAMPLES, Row, read_document
 from pixelthink.files.jsonl import read_rows, row_error
 from pixelthink.geometry import decode_rle
@@ -42,29 +43,29 @@ def row_mask(row: Row, key: str) -> np.ndarray | None:
     """A row's mask under a key, bool (H, W); None where there is none.
 
     Raises:
-        ValueError: it cannot be read; names sample and key.
+        UserError: it cannot be read; names sample and key.
     """
     if row.get(key) is None:
         return None
     try:
         return decode_rle(row[key])
     except ValueError as error:
-        raise ValueError(f"sample {row['id']!r}: {key}: {error}") from None
+        raise UserError(f"sample {row['id']!r}: {key}: {error}") from None
 
 
 def read_run(folder: str | Path) -> FinishedRun:
     """Reads the results in a folder.
 
     Raises:
-        ValueError: no such folder, an unfinished run, a file that is missing or not of the form; one line.
+        UserError: no such folder, an unfinished run, a file that is missing or not of the form; one line.
     """
     path = Path(folder)
     if not path.is_dir():
-        raise ValueError(f"{path}: there is no such folder")
+        raise UserError(f"{path}: there is no such folder")
     if not (path / SAMPLES).is_file():
         parts = sorted(path.glob("samples.part-*.jsonl"))
         why = "the run is not finished; the same command goes on with it" if parts else "ResultsWriter writes one"
-        raise ValueError(f"{path}: there is no {SAMPLES} ({why})")
+        raise UserError(f"{path}: there is no {SAMPLES} ({why})")
     rows: list[Row] = []
     first_row: dict[str, int] = {}
     for number, row in read_rows(path / SAMPLES):
@@ -74,7 +75,7 @@ def read_run(folder: str | Path) -> FinishedRun:
             raise row_error(path / SAMPLES, number, f"id {row['id']!r} occurs already in row {earlier}")
         rows.append(row)
     if not rows:
-        raise ValueError(f"{path / SAMPLES}: no rows")
+        raise UserError(f"{path / SAMPLES}: no rows")
     header = read_document(path, RUN) if (path / RUN).is_file() else {}
     metrics = read_document(path, METRICS) if (path / METRICS).is_file() else {}
     return FinishedRun(path, rows, header, metrics)

@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 
+from pixelthink.errors import FileError, UserError
+
 
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes a checkpoint beside its target, syncs it and renames it; readers see the old file or the whole new one."""
@@ -29,7 +31,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             storage_options: Only for paths with a scheme.
 
         Raises:
-            OSError: the file cannot be written; one line. What was at `path` is still there, and nothing else.
+            FileError: the file cannot be written; one line. What was at `path` is still there, and nothing else.
         """
         if "://" in str(path):
             super().save_checkpoint(checkpoint, path, storage_options)
@@ -45,7 +47,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             scratch.replace(target)
             sync_folder(target.parent)
         except (OSError, RuntimeError) as error:
-            raise OSError(f"checkpoint {target} cannot be written: {write_failure(error, target.parent)}") from error
+            raise FileError(f"checkpoint {target} cannot be written: {write_failure(error, target.parent)}") from error
         finally:
             scratch.unlink(missing_ok=True)
 
@@ -53,7 +55,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         """Loads a checkpoint.
 
         Raises:
-            ValueError: the file is no checkpoint, or cut off; one line.
+            UserError: the file is no checkpoint, or cut off; one line.
         """
         try:
             return super().load_checkpoint(path, *args, **kwargs)
@@ -61,7 +63,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             raise
         except Exception as error:  # torch raises a dozen kinds for a cut-off file, none of them its own
             reason = f": {str(error).splitlines()[0]}" if isinstance(error, UnpicklingError | RuntimeError) else ""
-            raise ValueError(f"checkpoint {path} is damaged or no checkpoint{reason}") from error
+            raise UserError(f"checkpoint {path} is damaged or no checkpoint{reason}") from error
 
 
 def write_failure(error: BaseException, folder: Path) -> str:

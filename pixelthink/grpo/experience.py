@@ -10,6 +10,7 @@ from typing import Generic, Protocol, TypeVar
 import torch
 from torch import Tensor
 
+from pixelthink.errors import UserError
 from pixelthink.grpo.loss import GRPOConfig
 
 
@@ -85,11 +86,11 @@ def minibatches(experience: Experience[PromptT], config: GRPOConfig) -> Iterator
     """The pieces of a rollout that take one optimizer step each, whole prompts, in order, `config.epochs` times over.
 
     Raises:
-        ValueError: if there are fewer prompts than minibatches.
+        UserError: if there are fewer prompts than minibatches.
     """
     prompts = len(experience.prompts)
     if prompts < config.minibatches:
-        raise ValueError(f"grpo.minibatches is {config.minibatches} but a step has only {prompts} prompts")
+        raise UserError(f"grpo.minibatches is {config.minibatches} but a step has only {prompts} prompts")
     if config.minibatches == 1:
         for _ in range(config.epochs):
             yield experience

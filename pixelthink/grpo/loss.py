@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pixelthink.errors import UserError
 from pixelthink.grpo.mismatch import RolloutCorrection, rollout_weights
 
 
@@ -47,15 +48,15 @@ class GRPOConfig:
 
     def __post_init__(self) -> None:
         if min(self.minibatches, self.epochs, self.micro_batch_size) < 1:
-            raise ValueError("grpo: minibatches, epochs and micro_batch_size must be at least 1")
+            raise UserError("grpo: minibatches, epochs and micro_batch_size must be at least 1")
         if self.micro_batch_tokens < 0:
-            raise ValueError("grpo: micro_batch_tokens must not be negative")
+            raise UserError("grpo: micro_batch_tokens must not be negative")
         if not 0 < self.clip < 1 or min(self.kl_coef, self.entropy_coef) < 0:
-            raise ValueError("grpo: clip must lie in (0, 1); kl_coef and entropy_coef must not be negative")
+            raise UserError("grpo: clip must lie in (0, 1); kl_coef and entropy_coef must not be negative")
         if self.kl_clamp <= 0 or self.max_grad_norm <= 0:
-            raise ValueError("grpo: kl_clamp and max_grad_norm must be positive")
+            raise UserError("grpo: kl_clamp and max_grad_norm must be positive")
         if self.rollout_correction_cap < 1:
-            raise ValueError("grpo: rollout_correction_cap must be at least 1, the ratio of equal distributions")
+            raise UserError("grpo: rollout_correction_cap must be at least 1, the ratio of equal distributions")
 
 
 @dataclass(frozen=True)
@@ -105,12 +106,12 @@ def correction_weights(inputs: LossInputs, mask: Tensor, config: GRPOConfig) -> 
     """Importance weights of the policy that the step started from against the engine that sampled, or 1.
 
     Raises:
-        ValueError: a correction is configured but nobody kept the engine's log-probabilities.
+        UserError: a correction is configured but nobody kept the engine's log-probabilities.
     """
     if config.rollout_correction == "none":
         return 1.0
     if inputs.rollout_logprobs is None:
-        raise ValueError(f"grpo.rollout_correction: {config.rollout_correction} needs the rollout's log-probabilities")
+        raise UserError(f"grpo.rollout_correction: {config.rollout_correction} needs the rollout's log-probabilities")
     log_ratio = inputs.old_logprobs - inputs.rollout_logprobs
     return rollout_weights(log_ratio, mask, config.rollout_correction, config.rollout_correction_cap)
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from PIL import Image
 
+from pixelthink.errors import UserError
 from pixelthink.judges.base import JudgedSample
 
 RUBRIC = (
@@ -57,15 +58,15 @@ def parse_score(text: str) -> float:
     """The score of a judge's answer.
 
     Raises:
-        ValueError: not a JSON object with exactly a score, a number from 0 to 10.
+        UserError: not a JSON object with exactly a score, a number from 0 to 10.
     """
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):
-        raise ValueError(f"the judge's answer is not JSON: {text[:60]!r}") from None
+        raise UserError(f"the judge's answer is not JSON: {text[:60]!r}") from None
     score = value.get("score") if isinstance(value, dict) and len(value) == 1 else None
     if isinstance(score, bool) or not isinstance(score, int | float) or not 0 <= score <= 10:
-        raise ValueError(f"the judge's answer is no score from 0 to 10: {text[:60]!r}")
+        raise UserError(f"the judge's answer is no score from 0 to 10: {text[:60]!r}")
     return float(score)
 
 

@@ -1,4 +1,4 @@
-"""What processes exchange. Every function also works where there is one process and nobody set up communication."""
+"""Communication between processes. Every function also works in a run of one process without a process group."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ Value = TypeVar("Value")
 
 
 def is_distributed() -> bool:
-    """Whether there are several processes."""
+    """Returns whether there are several processes."""
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
 def process_rank() -> int:
-    """Rank of this process, from 0."""
+    """Returns the rank of this process, from 0."""
     return dist.get_rank() if is_distributed() else 0
 
 
 def barrier() -> None:
-    """Waits until all processes have come here."""
+    """Waits until all processes have called it."""
     if is_distributed():
         dist.barrier()
 
 
 def broadcast_object(value: Value) -> Value:
-    """The value of process 0, on every process; anything that can be pickled."""
+    """Returns the value of process 0 on every process; anything that can be pickled."""
     values = [value]
     if is_distributed():
         dist.broadcast_object_list(values)
@@ -36,7 +36,7 @@ def broadcast_object(value: Value) -> Value:
 
 
 def all_gather_object(value: Value) -> list[Value]:
-    """The values of all processes in the order of their ranks, on every process; anything that can be pickled."""
+    """Returns the values of all processes, in the order of their ranks; anything that can be pickled."""
     values = [value]
     if is_distributed():
         values = values * dist.get_world_size()
@@ -45,6 +45,6 @@ def all_gather_object(value: Value) -> list[Value]:
 
 
 def full_tensor(value: Tensor) -> Tensor:
-    """A tensor that may be sharded, whole and without gradient. All processes call it together where it is sharded."""
+    """Returns a tensor without gradient, unsharded. All processes have to call it together where it is sharded."""
     value = value.detach()
     return value.full_tensor() if isinstance(value, DTensor) else value

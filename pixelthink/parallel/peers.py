@@ -1,209 +1,175 @@
-"""Processes notice within seconds that one of them is gone, and end with one line that says so.
+"""Ends all processes of a run within seconds when one of them fails, with one line that says so.
 
-A process that was killed leaves the others waiting for it in a collective operation: gloo notices at once and NCCL
-after minutes, both with a page of trace. So each process holds a TCP connection to the first one. The kernel closes it
-when the process ends, whatever ended it; keep-alive probes find a machine that is gone within half a minute. A process
-that comes to its end says goodbye first.
+A process that was killed leaves the others waiting in a collective operation. gloo raises at once and NCCL after
+minutes, both with a page of trace. So each process holds a TCP connection to the first one. The kernel closes it when
+the process ends for any reason, and keep-alive probes find a machine that is gone within half a minute. A process that
+has finished says so first. torchrun supervises only processes that it started itself, and Lightning starts these.
 """
 
 from __future__ import annotations
 
 import os
 import secrets
-import selectors
 import socket
 import sys
 import threading
+from contextlib import suppress
+from multiprocessing.connection import Connection, wait
 
-from lightning.pytorch.strategies import ParallelStrategy, Strategy
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.strategies import ParallelStrategy
 
-GOODBYE = -1
-"""What a process sends when it has come to its end; any other number is a process that is gone."""
-MESSAGE = 4
-"""Bytes of a message, which is a number."""
-PATIENCE = 0.5
-"""Seconds that a process may take to end with an error of its own before it is told of another's end."""
-GRACE = 5.0
-"""Seconds after which a process that knows of another's end is ended."""
-HELLO_TIMEOUT = 300.0
-"""Seconds that processes may take to connect."""
-
-_watch: PeerWatch | None = None
+FINISHED = -1
+"""Message of a process that has finished. Any other message is the rank of a process that has failed."""
+REPORT_SECONDS = 0.5
+"""Time that a process has for ending with an error of its own before it reports the failed one."""
+EXIT_SECONDS = 5.0
+"""Time after which a process that should end is ended."""
+CONNECT_SECONDS = 300.0
+"""Time that processes have for connecting."""
+SECRET_BYTES = 16
 
 
-class PeerWatch:
-    """Watches over the other processes of a run; a thread that ends this process when one of them is gone.
+class PeerWatch(Callback):
+    """Ends this process when another process of the run has failed. `python -m pixelthink` adds it to each run.
 
-    Args:
-        strategy: Has started the processes' communication.
+    It does nothing in a run of one process.
     """
 
-    def __init__(self, strategy: ParallelStrategy) -> None:
-        assert strategy.cluster_environment is not None
-        self.rank, self.count = strategy.global_rank, strategy.world_size
-        self.local_rank = strategy.local_rank
-        self.lost: int | None = None
-        self._is_lost = threading.Event()
-        self._is_over = threading.Event()
-        self._is_reported = threading.Event()
-        self.connections = self._connect(strategy, strategy.cluster_environment.main_address)
-        self._thread = threading.Thread(target=self._listen, name="peer-watch", daemon=True)
-        self._thread.start()
+    def __init__(self) -> None:
+        self._connections: dict[int, Connection] = {}
 
-    def _connect(self, strategy: ParallelStrategy, address: str) -> dict[int, socket.socket]:
-        """Connections by process: the first process has one to each other, which has one to the first."""
-        secret = secrets.token_bytes(16)
-        server = None
-        if self.rank == 0:
-            server = open_server(address, self.count)
-        port, secret = strategy.broadcast((server.getsockname()[1] if server else 0, secret))
-        found: dict[int, socket.socket] = {}
-        if server is None:
-            found[0] = socket.create_connection((address, port), timeout=HELLO_TIMEOUT)
-            found[0].sendall(secret + number(self.rank))
-        while server is not None and len(found) < self.count - 1:
-            connection, _ = server.accept()
-            connection.settimeout(HELLO_TIMEOUT)
-            hello = connection.recv(len(secret) + MESSAGE, socket.MSG_WAITALL)
-            if hello[: len(secret)] == secret:
-                found[int.from_bytes(hello[len(secret) :], "big", signed=True)] = connection
-        if server is not None:
-            server.close()
-        for connection in found.values():
-            connection.settimeout(None)
-            keep_alive(connection)
-        return found
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Connects to the other processes and listens in a thread."""
+        strategy = trainer.strategy
+        if self._connections or not isinstance(strategy, ParallelStrategy) or strategy.world_size == 1:
+            return
+        self._rank, self._local_rank, self._count = strategy.global_rank, strategy.local_rank, strategy.world_size
+        self._failed_rank: int | None = None
+        self._has_failed, self._is_ending, self._is_reported = (threading.Event() for _ in range(3))
+        self._connections = connect(strategy)
+        threading.Thread(target=self._listen, args=(self._connections,), name="peer-watch", daemon=True).start()
 
-    def _listen(self) -> None:
-        """What the thread does: waits until all others have said goodbye, or one is gone."""
-        with selectors.DefaultSelector() as selector:
-            for rank, connection in self.connections.items():
-                selector.register(connection, selectors.EVENT_READ, rank)
-            while selector.get_map():
-                for key, _ in selector.select():
-                    message = read(self.connections[key.data])
-                    if message == GOODBYE:
-                        selector.unregister(key.fileobj)
-                    else:
-                        self._end_for(key.data if message is None else message)
-                        return
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Tells the other processes that this one has finished."""
+        if self._connections:
+            self._is_ending.set()
+        for connection in self._connections.values():
+            send(connection, FINISHED)
+        self._connections = {}
 
-    def _end_for(self, rank: int) -> None:
-        """Tells the others that a process is gone, and ends this one if it does not end by itself."""
-        self.lost = rank
-        self._is_lost.set()
-        for other, connection in self.connections.items():
-            if other != rank:
-                send(connection, rank)
-        if not self._is_over.wait(PATIENCE):
-            self.report()
-        if not self._is_over.wait(GRACE):
+    def peer_has_failed(self, timeout: float) -> bool:
+        """Returns whether another process has failed, so that an error of this one is a consequence; reports it then.
+
+        Args:
+            timeout: Seconds to wait for the news.
+        """
+        if not self._connections or not self._has_failed.wait(timeout):
+            return False
+        self._report()
+        return True
+
+    def end(self) -> None:
+        """Says that this process ends with an error of its own; it is ended by force if others keep it waiting."""
+        if self._connections:
+            self._is_ending.set()
+            timer = threading.Timer(EXIT_SECONDS, os._exit, (2,))
+            timer.daemon = True
+            timer.start()
+
+    def _listen(self, connections: dict[int, Connection]) -> None:
+        """Waits until all others have finished or one has failed; runs in the thread."""
+        ranks = {connection: rank for rank, connection in connections.items()}
+        while ranks:
+            for connection in wait(list(ranks)):
+                assert isinstance(connection, Connection)
+                try:
+                    message = connection.recv()
+                except (EOFError, OSError):
+                    message = ranks[connection]
+                if message != FINISHED:
+                    self._end_after(message, connections)
+                    return
+                del ranks[connection]
+
+    def _end_after(self, failed_rank: int, connections: dict[int, Connection]) -> None:
+        """Passes the news on, and ends this process unless it ends by itself."""
+        self._failed_rank = failed_rank
+        self._has_failed.set()
+        for rank, connection in connections.items():
+            if rank != failed_rank:
+                send(connection, failed_rank)
+        if not self._is_ending.wait(REPORT_SECONDS):
+            self._report()
+        if not self._is_ending.wait(EXIT_SECONDS):
             os._exit(1)
 
-    def report(self) -> None:
-        """Prints what happened, once on each machine."""
-        gone_here = self.lost == self.rank - self.local_rank  # the first process of this machine
-        if self.local_rank == (1 if gone_here else 0) and not self._is_reported.is_set():
+    def _report(self) -> None:
+        """Prints which process has failed, once on each machine."""
+        first_has_failed = self._failed_rank == self._rank - self._local_rank  # the first process of this machine
+        if self._local_rank == (1 if first_has_failed else 0) and not self._is_reported.is_set():
             self._is_reported.set()
             print(
-                f"pixelthink: error: process {self.lost} of {self.count} has ended before the others (killed, out of "
-                "memory, or by the error that it printed), so all end; go on from the last checkpoint with "
+                f"pixelthink: error: process {self._failed_rank} of {self._count} has ended before the others (killed, "
+                "out of memory, or by the error that it printed), so all end; go on from the last checkpoint with "
                 "--ckpt_path last",
                 file=sys.stderr,
                 flush=True,
             )
 
-    def knows_of_a_loss(self, seconds: float) -> bool:
-        """Whether another process is gone, as is found out within some seconds."""
-        return self._is_lost.wait(seconds)
 
-    def end_alone(self) -> None:
-        """This process ends by itself, with an error of its own, and is not kept from it by others that wait."""
-        self._is_over.set()
-        timer = threading.Timer(GRACE, os._exit, (2,))
-        timer.daemon = True
-        timer.start()
-
-    def shutdown(self) -> None:
-        """This process has come to its end."""
-        self._is_over.set()
-        for connection in self.connections.values():
-            send(connection, GOODBYE)
-
-
-def watch_peers(strategy: Strategy) -> None:
-    """Starts to watch over the other processes, where there are others and nobody does so yet."""
-    global _watch
-    if _watch is None and isinstance(strategy, ParallelStrategy) and strategy.world_size > 1:
-        _watch = PeerWatch(strategy)
-
-
-def leave_peers() -> None:
-    """Says goodbye to the other processes."""
-    global _watch
-    if _watch is not None:
-        _watch.shutdown()
-        _watch = None
-
-
-def ended_by_a_peer(seconds: float) -> bool:
-    """Whether an error of this process is the consequence of another's end, which then has been reported.
+def connect(strategy: ParallelStrategy) -> dict[int, Connection]:
+    """Connects the first process to each other one; returns this process's connections by rank.
 
     Args:
-        seconds: How long to wait for that news.
+        strategy: Has set up the processes' communication, over which port and secret are shared.
     """
-    if _watch is None or not _watch.knows_of_a_loss(seconds):
-        return False
-    _watch.report()
-    return True
-
-
-def end_alone() -> None:
-    """This process ends with an error of its own; the others will notice."""
-    if _watch is not None:
-        _watch.end_alone()
+    assert strategy.cluster_environment is not None
+    address = strategy.cluster_environment.main_address
+    server = open_server(address, strategy.world_size) if strategy.global_rank == 0 else None
+    port, secret = strategy.broadcast((server.getsockname()[1] if server else 0, secrets.token_bytes(SECRET_BYTES)))
+    if server is None:
+        connection = socket.create_connection((address, port), timeout=CONNECT_SECONDS)
+        connection.sendall(secret + strategy.global_rank.to_bytes(4, "big"))
+        return {0: keep_alive(connection)}
+    found: dict[int, Connection] = {}
+    with server:
+        while len(found) < strategy.world_size - 1:
+            connection, _ = server.accept()
+            connection.settimeout(CONNECT_SECONDS)
+            greeting = connection.recv(SECRET_BYTES + 4, socket.MSG_WAITALL)
+            if greeting[:SECRET_BYTES] == secret:
+                found[int.from_bytes(greeting[SECRET_BYTES:], "big")] = keep_alive(connection)
+    return found
 
 
 def open_server(address: str, connections: int) -> socket.socket:
-    """A listening socket on a free port: of the loopback where the run stays on it, else of all networks."""
+    """Listens on a free port: of the loopback where the run's main address is there, else of all networks."""
     try:
-        stays = socket.gethostbyname(address).startswith("127.")
+        is_local = socket.gethostbyname(address).startswith("127.")
     except OSError:
-        stays = False
-    if stays or not socket.has_dualstack_ipv6():
-        server = socket.create_server((address if stays else "", 0), backlog=connections)
+        is_local = False
+    if is_local or not socket.has_dualstack_ipv6():
+        server = socket.create_server((address if is_local else "", 0), backlog=connections)
     else:
         server = socket.create_server(("", 0), family=socket.AF_INET6, backlog=connections, dualstack_ipv6=True)
-    server.settimeout(HELLO_TIMEOUT)
+    server.settimeout(CONNECT_SECONDS)
     return server
 
 
-def number(value: int) -> bytes:
-    """A message."""
-    return value.to_bytes(MESSAGE, "big", signed=True)
-
-
-def read(connection: socket.socket) -> int | None:
-    """The next message; None where the other side is gone."""
-    try:
-        data = connection.recv(MESSAGE, socket.MSG_WAITALL)
-    except OSError:
-        return None
-    return int.from_bytes(data, "big", signed=True) if len(data) == MESSAGE else None
-
-
-def send(connection: socket.socket, value: int) -> None:
-    """Sends a message; that the other side may be gone is for the thread to notice."""
-    try:
-        connection.sendall(number(value))
-    except OSError:
-        return
-
-
-def keep_alive(connection: socket.socket) -> None:
-    """Has the kernel ask the other machine, after 10 silent seconds, whether it is there: four times in 20 s."""
+def keep_alive(connection: socket.socket) -> Connection:
+    """Has the kernel probe the other machine: after 10 silent seconds, four times in 20 s."""
+    connection.settimeout(None)
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     if hasattr(socket, "TCP_KEEPIDLE"):
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 10)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 5)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 4)
+    return Connection(connection.detach())
+
+
+def send(connection: Connection, message: int) -> None:
+    """Sends a message. The thread will notice if the other side is gone."""
+    with suppress(OSError):
+        connection.send(message)

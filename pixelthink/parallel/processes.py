@@ -1,9 +1,9 @@
-"""What the processes of a run do together in a training step, whatever the strategy."""
+"""What the processes of a run do together in a training step, with any strategy."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import TypeVar
 
 import torch
@@ -12,17 +12,14 @@ from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from pixelthink.parallel.collectives import all_gather_object
-
 Piece = TypeVar("Piece")
-Value = TypeVar("Value")
 
 
 class Processes:
     """The processes of a run: one, several with a copy of the model each (DDP), or several that share it (FSDP2).
 
-    Gradients are *added up*: each process computes its part of a loss that is normalised by a count over all processes
-    (`docs/decisions/0003`). So the sum is the gradient that one process would have had from everything.
+    Gradients are *summed*: each process computes its part of a loss that is normalised by a count over all processes
+    (`docs/decisions/0003`). So the sum is the gradient that one process would have computed from all samples.
 
     Args:
         strategy: The trainer's strategy.
@@ -34,19 +31,15 @@ class Processes:
         self.share_weights = isinstance(strategy, ModelParallelStrategy)
 
     def sum(self, value: Tensor) -> Tensor:
-        """Sum of a tensor over all processes."""
+        """Returns the sum of a tensor over all processes."""
         return self.strategy.reduce(value.clone(), reduce_op="sum") if self.count > 1 else value
 
-    def gathered(self, value: Value) -> list[Value]:
-        """What every process has, in the order of their ranks; anything that can be pickled."""
-        return all_gather_object(value)
-
     def pad_micro_batches(self, passes: Sequence[Piece], empty: Callable[[Piece], Piece]) -> list[Piece]:
-        """The passes of this process, as many as any other makes where each pass needs all of them.
+        """Returns this process's passes; where weights are shared, as many as the process with most of them makes.
 
         Args:
             passes: What this process has to compute, at least one.
-            empty: Makes a pass that changes nothing.
+            empty: Makes a pass that changes nothing from the last pass.
         """
         if not self.share_weights or self.count == 1:
             return list(passes)
@@ -54,18 +47,13 @@ class Processes:
         dist.all_reduce(most, dist.ReduceOp.MAX)
         return [*passes, *(empty(passes[-1]) for _ in range(int(most) - len(passes)))]
 
-    @contextmanager
-    def own_gradients(self) -> Iterator[None]:
-        """Keeps DDP from averaging at each backward pass: processes make different numbers of them."""
+    def own_gradients(self) -> AbstractContextManager[None]:
+        """Keeps DDP from averaging at each backward pass, since processes make different numbers of them."""
         model = self.strategy.model
-        if isinstance(model, DistributedDataParallel):
-            with model.no_sync():
-                yield
-        else:
-            yield
+        return model.no_sync() if isinstance(model, DistributedDataParallel) else nullcontext()
 
     def add_up_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
-        """Adds the gradients of all processes up, once for all passes of a step; FSDP2 has done so in each backward.
+        """Sums the gradients over all processes, once for all passes of a step; FSDP2 does so in each backward.
 
         A parameter that no process used keeps no gradient; one that some used has one on all.
         """
@@ -83,5 +71,5 @@ class Processes:
 
 
 def gradient_norm(parameters: Sequence[nn.Parameter]) -> Tensor:
-    """Euclidean norm of all gradients, a scalar; where they are sharded a `DTensor`, see `full_tensor`."""
+    """Returns the Euclidean norm of all gradients, a scalar; a `DTensor` where they are sharded, see `full_tensor`."""
     return nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])

@@ -1,12 +1,12 @@
 """FSDP2: a model's weights in shards, and the two ways to compute with them.
 
-`shard` cuts each decoder layer and vision block, and what is left as one more piece. Then
+`shard` shards each decoder layer and vision block, and the rest of the model as one more piece. Then
 
-- `run_as_forward(model, function)` runs a function as if it were the model's forward: pieces are gathered as they are
-  needed and given up again. All processes have to make the same passes, each waits for the others. Training does that.
-- `unsharded(model)` holds all weights on every process for a while. Inside nobody waits for anybody, so that each
-  process may decode its own number of tokens and score its own number of micro-batches. Rollouts, evaluation and
-  scoring without gradient do that.
+- `run_as_forward(model, function)` runs a function as the model's forward: each piece is gathered when it is needed and
+  freed after that. All processes have to make the same passes. Training uses it.
+- `unsharded(model)` is a context with all weights on every process. No process waits for another inside, so that each
+  may decode its own number of tokens and score its own number of micro-batches. Rollouts, evaluation and scoring
+  without gradient use it.
 
 Both do nothing to a model that is not sharded.
 """
@@ -32,6 +32,8 @@ from torch.distributed.fsdp import (
     register_fsdp_forward_method,
 )
 
+from pixelthink.errors import UserError
+
 Result = TypeVar("Result")
 Precision = Literal["float32", "bfloat16", "float16"]
 
@@ -45,12 +47,12 @@ class Sharding:
     """How FSDP2 shards a model.
 
     Attributes:
-        reshard_after_forward: Give a layer's gathered weights up after its forward and gather them again for its
-            backward: the least memory. Without, they stay until the backward: a third less communication.
-        param_dtype: Precision in which weights are gathered and computed with, while the shards that the optimizer
-            updates keep their own; null computes in that too. A released recipe's steps of 1e-6 vanish in bfloat16
-            weights, so it takes float32 shards and bfloat16 here.
-        reduce_dtype: Precision in which gradients are added up over processes; null takes that of `param_dtype`.
+        reshard_after_forward: Free a layer's gathered weights after its forward and gather them again for its backward,
+            which needs the least memory. Otherwise they stay until the backward, with a third less communication.
+        param_dtype: Precision in which weights are gathered and computed with; null takes that of the shards, which the
+            optimizer updates. A released recipe's steps of 1e-6 vanish in bfloat16 weights, so it has float32 shards
+            and bfloat16 here.
+        reduce_dtype: Precision in which gradients are summed over processes; null takes that of `param_dtype`.
         cpu_offload: Keep shards, gradients and optimizer state in main memory.
     """
 
@@ -59,37 +61,30 @@ class Sharding:
     reduce_dtype: Precision | None = "float32"
     cpu_offload: bool = False
 
-    @property
-    def precision(self) -> MixedPrecisionPolicy:
-        """The same as torch takes it."""
-        param, reduce = (
-            None if name is None else getattr(torch, name) for name in (self.param_dtype, self.reduce_dtype)
-        )
-        return MixedPrecisionPolicy(param_dtype=param, reduce_dtype=reduce)
-
 
 def shard(model: nn.Module, sharding: Sharding, mesh: DeviceMesh) -> None:
-    """Shards a model in place, layer by layer; gradients of its processes are added up, not averaged.
+    """Shards a model in place, layer by layer. Gradients are summed over processes, not averaged.
 
     Args:
-        model: A transformers model, adapters included; complete, since it can be neither copied nor changed afterwards.
-        sharding: How.
-        mesh: The processes to share it, one-dimensional.
+        model: A transformers model with its adapters; it can be neither copied nor changed afterwards.
+        sharding: How to shard it.
+        mesh: The processes that share it, one-dimensional.
 
     Raises:
-        ValueError: the model does not say which of its layers belong together, or it is quantised; one line.
+        UserError: the class of the model does not name its layers, or the model is quantised.
     """
     kinds = {kind for part in model.modules() for kind in (getattr(part, "_no_split_modules", None) or ())}
     blocks = [part for part in model.modules() if type(part).__name__ in kinds]
     if not blocks:
-        raise ValueError(
+        raise UserError(
             f"{type(model).__name__} cannot be sharded: `_no_split_modules` of its class does not name its layers"
         )
-    integers = [name for name, p in model.named_parameters() if not p.is_floating_point()]
-    if integers:
-        raise ValueError(f"quantised weights cannot be sharded ({integers[0]}): use the ddp strategy for them")
+    if integers := [name for name, p in model.named_parameters() if not p.is_floating_point()]:
+        raise UserError(f"quantised weights cannot be sharded ({integers[0]}): use the ddp strategy for them")
     offload = CPUOffloadPolicy() if sharding.cpu_offload else OffloadPolicy()
-    options: dict[str, Any] = {"mesh": mesh, "mp_policy": sharding.precision, "offload_policy": offload}
+    param, reduce = (name and getattr(torch, name) for name in (sharding.param_dtype, sharding.reduce_dtype))
+    precision = MixedPrecisionPolicy(param_dtype=param, reduce_dtype=reduce)
+    options: dict[str, Any] = {"mesh": mesh, "mp_policy": precision, "offload_policy": offload}
     for block in blocks:
         fully_shard(block, reshard_after_forward=sharding.reshard_after_forward, **options)
     fully_shard(model, **options)
@@ -97,31 +92,26 @@ def shard(model: nn.Module, sharding: Sharding, mesh: DeviceMesh) -> None:
         part.set_gradient_divide_factor(1.0)
         part.set_force_sum_reduction_for_comms(True)
     setattr(model, SHARDING, sharding)
-    setattr(model, ENTRY, MethodType(_run, model))
+    setattr(model, ENTRY, MethodType(lambda model, function: function(), model))
     register_fsdp_forward_method(model, ENTRY)
 
 
 def pieces(model: nn.Module) -> list[FSDPModule]:
-    """The parts of a model that are gathered together, the model itself among them; none where it is not sharded."""
+    """Returns the parts of a model that are gathered together, with the model itself; none if it is not sharded."""
     return [part for part in model.modules() if isinstance(part, FSDPModule)]
 
 
 def is_sharded(model: nn.Module) -> bool:
-    """Whether `shard` was called on a model."""
+    """Returns whether `shard` was called on a model."""
     return hasattr(model, SHARDING)
 
 
-def _run(model: nn.Module, function: Callable[[], Result]) -> Result:
-    """What `within` calls in place of the model's forward."""
-    return function()
-
-
 def run_as_forward(model: nn.Module, function: Callable[[], Result]) -> Result:
-    """Runs a function as the model's forward, so that sharded weights are there when it calls parts of the model.
+    """Runs a function as the model's forward, so that sharded weights are gathered when it calls parts of the model.
 
     Args:
         model: A model; where it is not sharded the function is just called.
-        function: Returns tensors, or tuples of them: what the backward will start from.
+        function: Returns tensors, or tuples of them, from which the backward starts.
     """
     run: Callable[[Callable[[], Result]], Result] | None = getattr(model, ENTRY, None)
     return function() if run is None else run(function)
@@ -141,7 +131,7 @@ def unsharded(model: nn.Module) -> Iterator[None]:
     parts = pieces(model)
     for part in parts:
         part.set_reshard_after_forward(False, recurse=False)
-    run_as_forward(model, _nothing)  # torch prepares streams and names in the first forward of the root
+    run_as_forward(model, lambda: None)  # torch prepares streams and names in the first forward of the root
     for part in parts:
         part.unshard()
     setattr(model, IS_UNSHARDED, True)
@@ -154,12 +144,8 @@ def unsharded(model: nn.Module) -> Iterator[None]:
             part.reshard()
 
 
-def _nothing() -> None:
-    """A forward without anything in it."""
-
-
 def full_state(model: nn.Module) -> dict[str, Tensor]:
-    """All weights and buffers of a model by name, whole; all processes call it together.
+    """Returns all weights and buffers of a model by name, unsharded; all processes call it together.
 
     Those of a sharded model are gathered into the first process's main memory; the others get an empty dictionary.
     """

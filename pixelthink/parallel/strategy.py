@@ -25,24 +25,24 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.optim import Optimizer
 
-from pixelthink.files.checkpoints import replace_folder
+from pixelthink.errors import FileError, UserError
+from pixelthink.files.checkpoints import replace_folder, write_failure
 from pixelthink.parallel.sharding import Sharding, shard
 
-WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
+FULL_STATE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 
 class FSDP2(ModelParallelStrategy):
     """Shards weights, gradients and optimizer state over all processes (`fully_shard`); `strategy: fsdp2` for short.
 
-    It is Lightning's `ModelParallelStrategy` with all processes in the data-parallel dimension, and
-
-    - a checkpoint in one file has the form that one process or DDP writes, so that any strategy resumes it;
-    - a sharded checkpoint appears whole or not at all, and any number of processes resumes it.
+    It is Lightning's `ModelParallelStrategy` with all processes in the data-parallel dimension. A checkpoint in one
+    file has the form that one process or DDP writes, so that any strategy resumes it. A sharded checkpoint appears
+    complete or not at all, and any number of processes resumes it.
 
     Args:
         sharding: How the models are sharded.
-        save_distributed_checkpoint: Each process writes its shards into a folder, instead of the first writing
-            everything into one file, for which its main memory must hold weights and optimizer state.
+        save_distributed_checkpoint: Each process writes its shards into a folder. Otherwise the first process writes
+            one file, and its main memory must hold all weights and the optimizer state.
         process_group_backend: As torch names it; None takes gloo on CPUs, nccl on GPUs, and both with `cpu_offload`.
         timeout: How long processes wait for each other.
     """
@@ -68,19 +68,19 @@ class FSDP2(ModelParallelStrategy):
         super().setup_environment()
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
-        """State of an optimizer; in one file numbered as the optimizer itself numbers its parameters."""
+        """Returns an optimizer's state; for one file, with the optimizer's own numbers of its parameters."""
         if self._save_distributed_checkpoint:
             return super().optimizer_state(optimizer)
         assert self.model is not None
         plain = optimizer._optimizer if isinstance(optimizer, LightningOptimizer) else optimizer
-        state = get_optimizer_state_dict(self.model, plain, options=WHOLE)
+        state = get_optimizer_state_dict(self.model, plain, options=FULL_STATE)
         return renamed(state, {name: n for n, name in enumerate(self._names(plain))}) if state else state
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any = None) -> None:
-        """Saves a checkpoint; a sharded one is written beside its target, which it then replaces.
+        """Saves a checkpoint. A sharded one is written beside its target, which it then replaces.
 
         Raises:
-            OSError: it cannot be written; what was there before still is.
+            FileError: it cannot be written; the old one is still there.
         """
         if not self._save_distributed_checkpoint:
             super().save_checkpoint(checkpoint, filepath, storage_options)
@@ -90,17 +90,24 @@ class FSDP2(ModelParallelStrategy):
         if self.is_global_zero:
             shutil.rmtree(scratch, ignore_errors=True)
         self.barrier()
-        super().save_checkpoint(checkpoint, scratch, storage_options)
+        try:
+            super().save_checkpoint(checkpoint, scratch, storage_options)
+        except CheckpointException as error:
+            reason = write_failure(first_failure(error), target.parent)
+            raise FileError(f"checkpoint {target} cannot be written: {reason}") from error
         self.barrier()
         if self.is_global_zero:
             replace_folder(target, scratch)
         self.barrier()
 
     def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
-        """Loads weights and optimizer state of either kind of checkpoint, whatever number of processes wrote it.
+        """Loads weights and optimizer state of either kind of checkpoint, from any number of processes.
 
         Returns:
-            The rest of it; under `state_dict` at least the names of its weights.
+            The rest of the checkpoint, and under `state_dict` at least the names of its weights.
+
+        Raises:
+            UserError: a sharded checkpoint does not fit the models or optimizers of this run.
         """
         path = Path(self.broadcast(checkpoint_path))
         if path.is_dir():
@@ -116,7 +123,7 @@ class FSDP2(ModelParallelStrategy):
         return checkpoint
 
     def _load_shards(self, path: Path, weights_only: bool | None) -> dict[str, Any]:
-        """Loads a sharded checkpoint; what it leaves out, such as a frozen reference, stays as it is."""
+        """Loads a sharded checkpoint; weights that are not in it, such as a frozen reference, stay as they are."""
         assert self.model is not None
         saved = FileSystemReader(path).read_metadata().state_dict_metadata
         names = [name.removeprefix("state_dict.") for name in saved if name.startswith("state_dict.")]
@@ -129,40 +136,45 @@ class FSDP2(ModelParallelStrategy):
                 load_shards(state, checkpoint_id=path)
                 set_optimizer_state_dict(self.model, optimizer, state[f"optimizer_{index}"])
         except CheckpointException as error:
-            reason = str(next(iter(error.failures.values()))[0]).splitlines()[0]
-            raise ValueError(f"checkpoint {path} does not fit this run: {reason}") from error
+            reason = str(first_failure(error)).splitlines()[0]
+            raise UserError(f"checkpoint {path} does not fit this run: {reason}") from error
         return {**torch.load(path / _METADATA_FILENAME, weights_only=weights_only), "state_dict": dict.fromkeys(names)}
 
     def _names(self, optimizer: Optimizer) -> list[str]:
-        """Names of an optimizer's parameters in its own order."""
+        """Returns the names of an optimizer's parameters in its own order."""
         assert self.model is not None
         names = {parameter: name for name, parameter in self.model.named_parameters()}
         return [names[parameter] for group in optimizer.param_groups for parameter in group["params"]]
 
 
 def renamed(state: Mapping[str, Any], names: Mapping[Any, Any]) -> dict[str, Any]:
-    """An optimizer's state with other names for its parameters."""
+    """Returns an optimizer's state with other names for its parameters."""
     groups = [{**group, "params": [names[p] for p in group["params"]]} for group in state["param_groups"]]
     return {"state": {names[p]: values for p, values in state["state"].items()}, "param_groups": groups}
 
 
+def first_failure(error: CheckpointException) -> BaseException:
+    """Returns the error of the first process that failed to read or write a sharded checkpoint."""
+    return next(iter(error.failures.values()))[0]
+
+
 def shard_for(strategy: Strategy, models: Sequence[nn.Module]) -> None:
-    """Shards models where the strategy is one that leaves this to the module; else does nothing.
+    """Shards models if the strategy is `ModelParallelStrategy`, which leaves this to the module.
 
     Args:
         strategy: The trainer's.
         models: The module's children; those without parameters stay as they are.
 
     Raises:
-        ValueError: a strategy that shards in a way that this package does not know; one line.
+        UserError: the strategy is old FSDP, or has a tensor-parallel dimension.
     """
     if isinstance(strategy, FSDPStrategy):
-        raise ValueError("trainer.strategy: fsdp is the old FSDP; this package shards with fsdp2")
+        raise UserError("trainer.strategy: fsdp is the old FSDP; this package shards with fsdp2")
     if not isinstance(strategy, ModelParallelStrategy):
         return
     mesh = strategy.device_mesh
     if mesh["tensor_parallel"].size() > 1:
-        raise ValueError(
+        raise UserError(
             "trainer.strategy: ModelParallelStrategy needs tensor_parallel_size 1 and data_parallel_size the number of "
             "processes; strategy fsdp2 sets both"
         )

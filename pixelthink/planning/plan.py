@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from pixelthink.errors import UserError
 from pixelthink.planning.quantized import ShapedLinear
 from pixelthink.planning.run import Run
 from pixelthink.planning.simulate import simulate_step
@@ -52,7 +53,7 @@ class Machine:
 
     def __post_init__(self) -> None:
         if self.gpus < 1 or self.gpu_memory <= 0 or not 0 <= self.reserve < self.gpu_memory:
-            raise ValueError("gpus and gpu_memory must be positive, reserve at least 0 and below gpu_memory")
+            raise UserError("gpus and gpu_memory must be positive, reserve at least 0 and below gpu_memory")
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,7 @@ class Engine:
         """Of the run's engine. The key-value cache gets what the engine's share leaves beside its weights.
 
         Raises:
-            ValueError: the engine's share does not hold its weights; one line with both.
+            UserError: the engine's share does not hold its weights; one line with both.
         """
         engine, policy = run.module.answerer._rollout, run.module.policy
         if not isinstance(engine, VLLMEngine) or not run.on_gpu:
@@ -114,7 +115,7 @@ class Engine:
         share = round(engine.gpu_memory_share * machine.gpu_memory * GIB)
         cache = round(engine.kv_cache_gib * GIB) or share - weights
         if cache <= 0:
-            raise ValueError(
+            raise UserError(
                 f"model.rollout.gpu_memory_share: {share / GIB:.1f} GiB do not hold the engine's weights of "
                 f"{weights / GIB:.1f} GiB"
             )

@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from pixelthink.cli.main import PixelThinkCLI
 from pixelthink.data.datamodule import PromptData
+from pixelthink.errors import UserError
 from pixelthink.parallel.strategy import FSDP2
 from pixelthink.training.grpo_module import GRPOModule
 
@@ -55,14 +56,14 @@ class Run:
             gpus: Processes to plan for, whatever the config says.
 
         Raises:
-            ValueError: the run does not train with `GRPOModule`, or its batch does not divide among the processes.
+            UserError: the run does not train with `GRPOModule`, or its batch does not divide among the processes.
         """
         cli = _Described(args=list(arguments), run=False)
         if not isinstance(cli.model, GRPOModule):
-            raise ValueError(f"memory plans are made of GRPOModule's runs, not of {type(cli.model).__name__}'s")
+            raise UserError(f"memory plans are made of GRPOModule's runs, not of {type(cli.model).__name__}'s")
         run = Run(cli.model, cli.datamodule, cli.config_init["trainer"], gpus)
         if run.data.batch_size % gpus:
-            raise ValueError(f"data.batch_size: {run.data.batch_size} prompts do not divide among {gpus} GPUs")
+            raise UserError(f"data.batch_size: {run.data.batch_size} prompts do not divide among {gpus} GPUs")
         return run
 
     @property

@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import nn
 
+from pixelthink.errors import UserError
 from pixelthink.planning.quantized import quantize_shapes
 from pixelthink.policies.base import PolicyBackbone
 from pixelthink.policies.quantization import Quantization
@@ -98,7 +99,7 @@ def shape_of(path: str) -> Any:
         path: Folder in Hugging Face format, or a hub id that `PUBLISHED` has.
 
     Raises:
-        ValueError: neither; one line that lists the known ids.
+        UserError: neither; one line that lists the known ids.
     """
     from transformers import AutoConfig
 
@@ -109,7 +110,7 @@ def shape_of(path: str) -> Any:
         if path == name or stem == name.rpartition("-")[0]:
             return AutoConfig.for_model(**fields)
     known = ", ".join(PUBLISHED)
-    raise ValueError(f"policy.path: {path!r} is no folder with a config.json, and its dimensions are known of: {known}")
+    raise UserError(f"policy.path: {path!r} is no folder with a config.json, and its dimensions are known of: {known}")
 
 
 def model_without_weights(backbone: PolicyBackbone, quantization: Quantization | None = None) -> nn.Module:
@@ -120,10 +121,10 @@ def model_without_weights(backbone: PolicyBackbone, quantization: Quantization |
         quantization: In place of the policy's own.
 
     Raises:
-        ValueError: the backbone cannot make a model from its dimensions, or they are not known.
+        UserError: the backbone cannot make a model from its dimensions, or they are not known.
     """
     if not isinstance(backbone, Qwen25VL):
-        raise ValueError(f"memory plans are made of Qwen-VL policies, not of {type(backbone).__name__}")
+        raise UserError(f"memory plans are made of Qwen-VL policies, not of {type(backbone).__name__}")
     if not backbone.path:  # made from nothing anyway
         backbone.setup()
         return backbone.load_model()

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from pixelthink.errors import UserError
 from pixelthink.planning.shapes import model_without_weights
 from pixelthink.planning.step import FILES, Phases, StepSize, run_step
 from pixelthink.planning.tracking import Ledger, ShapesOnly
@@ -99,7 +100,7 @@ def optimizer_with_states(module: GRPOModule, ledger: Ledger, on_gpu: bool) -> O
     """The module's optimizer as it is after its first step.
 
     Raises:
-        ValueError: its step cannot be taken with shapes only, so its states are not known; one line that names it.
+        UserError: its step cannot be taken with shapes only, so its states are not known; one line that names it.
     """
     assert module.policy is not None
     parameters = list(trainable_parameters(module.policy))
@@ -115,7 +116,7 @@ def optimizer_with_states(module: GRPOModule, ledger: Ledger, on_gpu: bool) -> O
         optimizer.step()
     except Exception as error:
         reason = " ".join(str(error).split())[:100]
-        raise ValueError(f"model.optimizer: cannot tell how much {type(optimizer).__name__} holds: {reason}") from None
+        raise UserError(f"model.optimizer: cannot tell how much {type(optimizer).__name__} holds: {reason}") from None
     states = [value for state in optimizer.state.values() for value in state.values() if isinstance(value, Tensor)]
     ledger.label(states, "optimizer")
     optimizer.zero_grad()

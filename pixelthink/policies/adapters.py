@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pixelthink.errors import MissingFileError, UserError
 from pixelthink.parallel.collectives import full_tensor
 from pixelthink.policies.quantization import dequantized_weight
 
@@ -46,7 +47,7 @@ class LoRA:
 
     def __post_init__(self) -> None:
         if self.rank < 1 or self.alpha <= 0 or not 0 <= self.dropout < 1 or not self.target_modules:
-            raise ValueError(
+            raise UserError(
                 "policy.adapter: rank must be at least 1, alpha positive, dropout in [0, 1), target_modules not empty"
             )
 
@@ -60,15 +61,15 @@ def add_adapter(model: Any, lora: LoRA, base: str) -> None:
         base: Folder or hub id of the model without adapter; an exported adapter names it.
 
     Raises:
-        ValueError: the language model has no layer of a target's name, or `init_from` is another adapter; one line.
-        FileNotFoundError: there is no adapter at `init_from`; one line.
+        UserError: the language model has no layer of a target's name, or `init_from` is another adapter; one line.
+        MissingFileError: there is no adapter at `init_from`; one line.
     """
     # the layers of bitsandbytes are subclasses of nn.Linear
     layers = {
         name.rpartition(".")[2] for name, m in model.model.language_model.named_modules() if isinstance(m, nn.Linear)
     }
     if unknown := sorted(set(lora.target_modules) - layers):
-        raise ValueError(
+        raise UserError(
             f"policy.adapter.target_modules: the language model has no linear layer {unknown[0]!r}; it has "
             f"{', '.join(sorted(layers))}"
         )
@@ -97,10 +98,10 @@ def _load_weights(model: Any, lora: LoRA, folder: Path) -> None:
     from safetensors.torch import load_file
 
     if not (folder / "adapter_model.safetensors").is_file() or not (folder / "adapter_config.json").is_file():
-        raise FileNotFoundError(f"policy.adapter.init_from: there is no adapter in {str(folder)!r}")
+        raise MissingFileError(f"policy.adapter.init_from: there is no adapter in {str(folder)!r}")
     config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
     if (config["r"], config["lora_alpha"]) != (lora.rank, lora.alpha):
-        raise ValueError(
+        raise UserError(
             f"policy.adapter.init_from: the adapter in {str(folder)!r} has rank {config['r']} and alpha "
             f"{config['lora_alpha']}, policy.adapter has {lora.rank} and {lora.alpha}"
         )
@@ -109,7 +110,7 @@ def _load_weights(model: Any, lora: LoRA, folder: Path) -> None:
     own = {n.replace(f".{ADAPTER}.", "."): p for n, p in model.named_parameters() if is_adapter_weight(n)}
     shared = {name for name in own.keys() & saved.keys() if own[name].shape == saved[name].shape}
     if different := sorted((own.keys() | saved.keys()) - shared):
-        raise ValueError(
+        raise UserError(
             f"policy.adapter.init_from: the adapter in {str(folder)!r} is another one: {len(different)} of its weights "
             f"do not fit, {different[0]!r} first"
         )

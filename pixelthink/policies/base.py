@@ -11,6 +11,7 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
+from pixelthink.errors import UserError
 from pixelthink.geometry import AnswerConvention
 from pixelthink.parallel.collectives import full_tensor
 from pixelthink.types import Prompt
@@ -92,7 +93,7 @@ class PolicyBackbone(ABC):
         """Loads the processor.
 
         Raises:
-            FileNotFoundError: if there is no checkpoint at the path; one line that names it.
+            MissingFileError: if there is no checkpoint at the path; one line that names it.
         """
 
     @abstractmethod
@@ -103,9 +104,9 @@ class PolicyBackbone(ABC):
         """The weights of `load_model`, its language part in 4 or 8 bits: for a reference, not to be trained.
 
         Raises:
-            ValueError: the family cannot be quantised; one line.
+            UserError: the family cannot be quantised; one line.
         """
-        raise ValueError(f"{type(self).__name__} cannot be loaded in {quantization}")
+        raise UserError(f"{type(self).__name__} cannot be loaded in {quantization}")
 
     def prompt_text(self, prompt: Prompt) -> str:
         """The chat-templated prompt up to where the model goes on, one unexpanded placeholder per image."""
@@ -118,7 +119,7 @@ class PolicyBackbone(ABC):
         """Token ids and image patches of each prompt.
 
         Raises:
-            ValueError: if the processor would resize an image, so that the prompt's frame would be wrong.
+            UserError: if the processor would resize an image, so that the prompt's frame would be wrong.
         """
 
     def encode_text(self, prompt: Prompt) -> EncodedPrompt:
@@ -245,9 +246,9 @@ class PolicyBackbone(ABC):
             folder: An existing folder.
 
         Raises:
-            ValueError: the policy has no adapter; one line.
+            UserError: the policy has no adapter; one line.
         """
-        raise ValueError("there is no adapter to write: model.policy.adapter is not set")
+        raise UserError("there is no adapter to write: model.policy.adapter is not set")
 
     def checkpointed(self, model: nn.Module) -> set[str]:
         """Names of those weights that a checkpoint has to hold; what is not trained can be loaded from where it was."""
@@ -263,7 +264,7 @@ class PolicyBackbone(ABC):
                 format.
 
         Raises:
-            ValueError: the policy has no adapter to write; one line.
+            UserError: the policy has no adapter to write; one line.
         """
         if what == "adapter":
             self.write_adapter(model, folder)

@@ -10,6 +10,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
+from pixelthink.errors import MissingFileError, UserError
 from pixelthink.policies.base import PolicyBackbone
 
 
@@ -17,18 +18,18 @@ def require_checkpoint(path: str) -> None:
     """Refuses a local path where there is no model.
 
     Raises:
-        FileNotFoundError: one line that names the path, and says so where an adapter lies there.
+        MissingFileError: one line that names the path, and says so where an adapter lies there.
     """
     looks_local = path.startswith((".", "/", "~")) or Path(path).exists() or path.count("/") != 1
     if not looks_local or (Path(path) / "config.json").is_file():
         return
     if (Path(path) / "adapter_config.json").is_file():
         base = json.loads((Path(path) / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"]
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"policy.path: {path!r} holds an adapter, not a model; set policy.path to its base {base!r} and "
             f"policy.adapter.init_from to {path!r}"
         )
-    raise FileNotFoundError(f"policy.path: no config.json in {path!r}, so there is no model to load")
+    raise MissingFileError(f"policy.path: no config.json in {path!r}, so there is no model to load")
 
 
 @contextmanager
@@ -40,30 +41,46 @@ def clear_errors(path: str) -> Iterator[None]:
         is_folder = Path(path).is_dir()
         where = "the folder is incomplete or damaged" if is_folder else "no such folder, nor a model of the hub"
         reason = " ".join(str(error).split())
-        raise FileNotFoundError(f"policy.path: cannot load {path!r}, {where} ({reason[:160]})") from error
+        raise MissingFileError(f"policy.path: cannot load {path!r}, {where} ({reason[:160]})") from error
 
 
 def check_family(path: str, owner: type[PolicyBackbone], local_files_only: bool) -> None:
     """Refuses a checkpoint of another family than the class that was named for it.
 
     Raises:
-        ValueError: one line that names the right class, or what a class for this family would have to provide.
-        FileNotFoundError: there is no readable configuration.
+        UserError: one line that names the right class, or what a class for this family would have to provide.
+    """
+    found = family_of(path, local_files_only)
+    if found.model_type != owner.model_type:
+        raise UserError(
+            f"policy: {path!r} is a {found.model_type} model: use {found.__name__} for it, not {owner.__name__}"
+        )
+
+
+def family_of(path: str, local_files_only: bool = False) -> type[PolicyBackbone]:
+    """The class for a checkpoint's family.
+
+    Args:
+        path: Folder in Hugging Face format, or a hub id.
+        local_files_only: Never ask a model hub.
+
+    Raises:
+        UserError: there is no readable configuration, or no class for the family; one line.
     """
     from transformers import AutoConfig
     from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as IMAGE_TEXT_MODELS
 
+    require_checkpoint(path)
     with clear_errors(path):
         found = AutoConfig.from_pretrained(path, local_files_only=local_files_only).model_type
-    if found == owner.model_type:
-        return
-    known = {family.model_type: family.__name__ for family in _families(PolicyBackbone)}
+    known = {family.model_type: family for family in _families(PolicyBackbone)}
     if found in known:
-        raise ValueError(f"policy: {path!r} is a {found} model: use {known[found]} for it, not {owner.__name__}")
+        return known[found]
     if found not in IMAGE_TEXT_MODELS:
-        raise ValueError(f"policy.path: {path!r} is a {found} model, which does not take an image and text to text")
-    raise ValueError(
-        f"policy: {path!r} is a {found} model, a family that has no class yet (there are {', '.join(known.values())}). "
+        raise UserError(f"policy.path: {path!r} is a {found} model, which does not take an image and text to text")
+    classes = ", ".join(family.__name__ for family in known.values())
+    raise UserError(
+        f"policy: {path!r} is a {found} model, a family that has no class yet (there are {classes}). "
         "A new one is a PolicyBackbone in one file: its coordinate convention, encode, score, stop and forbidden "
         "tokens, and prefill and decode for HFEngine; docs/new_model_family.md shows a whole one"
     )

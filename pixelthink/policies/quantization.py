@@ -8,6 +8,8 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
+from pixelthink.errors import MissingPackageError
+
 Quantization = Literal["none", "nf4", "int8"]
 
 KEPT_WHOLE = ("model.visual", "lm_head")
@@ -23,12 +25,12 @@ def quantization_config(kind: Quantization, dtype: torch.dtype) -> Any:
         dtype: Precision of the computation and of all that is not quantised.
 
     Raises:
-        ImportError: bitsandbytes is missing; one line.
+        MissingPackageError: bitsandbytes is missing; one line.
     """
     if kind == "none":
         return None
     if find_spec("bitsandbytes") is None:
-        raise ImportError(f"policy.quantization {kind!r} needs bitsandbytes: pip install bitsandbytes")
+        raise MissingPackageError(f"policy.quantization {kind!r} needs bitsandbytes: pip install bitsandbytes")
     from transformers import BitsAndBytesConfig
 
     if kind == "int8":

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
+from pixelthink.errors import UserError
 from pixelthink.geometry import AnswerConvention
 from pixelthink.policies.adapters import LoRA, add_adapter, base_weights, is_adapter_weight, write_adapter
 from pixelthink.policies.attention import use_segments
@@ -62,7 +63,7 @@ class Qwen25VL(PolicyBackbone):
         quantization: Quantization = "none",
     ) -> None:
         if logprobs == "shared_prefix" and attn_implementation not in PREFIX_KERNELS:
-            raise ValueError(
+            raise UserError(
                 f"policy.logprobs: shared_prefix works with attn_implementation {', '.join(PREFIX_KERNELS)}, not "
                 f"{attn_implementation!r}; set policy.logprobs to padded"
             )
@@ -160,7 +161,7 @@ class Qwen25VL(PolicyBackbone):
         patch = self.processor.image_processor.patch_size
         seen = (grid[2] * patch, grid[1] * patch)
         if seen != prompt.image.size:
-            raise ValueError(
+            raise UserError(
                 f"sample {prompt.sample.id!r}: the image is {prompt.image.size} but the processor would make it "
                 f"{seen}, so coordinates would not fit; set data.image_size to a size that it keeps"
             )
@@ -223,7 +224,7 @@ class Qwen25VL(PolicyBackbone):
     def _require_agreement(self) -> None:
         """Refuses other engines where they would compute other numbers than the policy, whatever weights they have."""
         if self.quantization == "int8":
-            raise ValueError(
+            raise UserError(
                 "model.policy.quantization int8 also rounds activations, so that no engine with weights of its own can "
                 "agree with the policy; use nf4, or HFEngine for rollouts"
             )

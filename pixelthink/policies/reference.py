@@ -10,6 +10,7 @@ from typing import Literal
 
 from torch import nn
 
+from pixelthink.errors import UserError
 from pixelthink.policies.adapters import adapter_off, has_adapter
 from pixelthink.policies.base import PolicyBackbone
 
@@ -25,7 +26,7 @@ class Reference(ABC):
             What the trainer shall place beside the policy, sharded as the policy is; None where there is no such thing.
 
         Raises:
-            ValueError: this policy cannot have such a reference; one line.
+            UserError: this policy cannot have such a reference; one line.
         """
 
     @abstractmethod
@@ -88,7 +89,7 @@ class AdapterOff(Reference):
 
     def build(self, backbone: PolicyBackbone, policy: nn.Module) -> nn.Module | None:
         if not has_adapter(policy):
-            raise ValueError(
+            raise UserError(
                 "model.reference: AdapterOff needs a policy with an adapter; a fully trained one has none to switch "
                 "off; set model.policy.adapter, or model.reference to FrozenCopy"
             )

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pixelthink.errors import UserError
 from pixelthink.policies.attention import KERNEL, Segments
 from pixelthink.policies.base import EncodedPrompt
 from pixelthink.policies.vision import image_inputs, prompt_positions, vision_features
@@ -127,11 +128,11 @@ def attention_arguments(core: Any, packed: PackedGroups, device: torch.device) -
     """How a model is told who sees whom.
 
     Raises:
-        ValueError: if the model's attention kernel or its sliding windows cannot express it; one line.
+        UserError: if the model's attention kernel or its sliding windows cannot express it; one line.
     """
     config = core.language_model.config
     if "sliding_attention" in (getattr(config, "layer_types", None) or ()):
-        raise ValueError("policy.logprobs: shared_prefix does not cover sliding-window layers; set it to padded")
+        raise UserError("policy.logprobs: shared_prefix does not cover sliding-window layers; set it to padded")
     if config._attn_implementation == KERNEL:
         return {"segments": packed.segments.to(device)}
     if config._attn_implementation == "flex_attention":
@@ -147,7 +148,7 @@ def attention_mask(core: Any, visible: Tensor) -> Tensor:
         visible: Who sees whom, bool (batch, queries, keys).
 
     Raises:
-        ValueError: if the kernel takes no masks; one line.
+        UserError: if the kernel takes no masks; one line.
     """
     kernel = core.language_model.config._attn_implementation
     if kernel in (KERNEL, "sdpa"):
@@ -155,7 +156,7 @@ def attention_mask(core: Any, visible: Tensor) -> Tensor:
     if kernel == "eager":
         dtype = core.language_model.embed_tokens.weight.dtype
         return torch.zeros_like(visible, dtype=dtype).masked_fill(~visible, torch.finfo(dtype).min)[:, None]
-    raise ValueError(
+    raise UserError(
         f"attn_implementation {kernel!r} takes no masks: set it to sdpa, or policy.logprobs to padded and sample with "
         "another rollout engine"
     )

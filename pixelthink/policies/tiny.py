@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from pixelthink.errors import UserError
 from pixelthink.policies.qwen_vl import Qwen25VL
 
 SPECIAL_TOKENS = (
@@ -105,7 +106,7 @@ class FreshTinyQwen25VL(Qwen25VL):
         seed: int = 0,
     ) -> None:
         if image_side % (2 * self.patch_size):
-            raise ValueError(f"policy.image_side must be a multiple of {2 * self.patch_size}, not {image_side}")
+            raise UserError(f"policy.image_side must be a multiple of {2 * self.patch_size}, not {image_side}")
         super().__init__(path="", dtype="float32", logprobs="padded")  # a cold start has no prefix to share
         self.image_side = image_side
         self.hidden_size, self.layers, self.heads = hidden_size, layers, heads

@@ -1,4 +1,4 @@
-"""From sampled tokens to a `Completion`, the same for every engine."""
+"""Makes a `Completion` from sampled tokens, for every engine."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ def make_completion(
     stopped: bool,
     timings: Timings = Timings(),
 ) -> Completion:
-    """Decodes and counts.
+    """Decodes a response, counts its tokens and computes its uncertainty.
 
     Args:
-        backbone: Knows the tokenizer.
-        token_ids: Sampled tokens, the end token included where it was sampled.
-        logprobs: Of each, at temperature 1 before any token was forbidden.
-        top_logprobs: Of the most likely tokens at each step, best first.
-        stopped: Whether the last token is an end token.
+        backbone: Has the tokenizer.
+        token_ids: Sampled tokens, the stop token included where it was sampled.
+        logprobs: Log-probability of each, at temperature 1 before any token was forbidden.
+        top_logprobs: Log-probabilities of the most likely tokens at each step, best first.
+        stopped: Whether the last token is a stop token.
         timings: The engine's share of the answer's time.
 
     Raises:
-        ValueError: if no step has two candidates, so that there is no uncertainty.
+        ValueError: no step has two log-probabilities, so that there is no uncertainty.
     """
     text = backbone.processor.tokenizer.decode(list(token_ids[: len(token_ids) - stopped]))
     return Completion(

@@ -1,4 +1,4 @@
-"""The decoding loop: prompts are read once, and their completions grow side by side until the last one ends."""
+"""The decoding loop: one prefill of the prompts, then all their completions side by side until the last one ends."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from pixelthink.policies.base import EncodedPrompt, PolicyBackbone
 
 COMPACT_BELOW = 0.75
-"""The batch is compacted when that leaves at most this share of it."""
+"""Finished completions are dropped when that leaves at most this share of the batch."""
 RESERVE_STEPS = 64
-"""Steps that the cache makes room for at a time."""
+"""Steps that the cache allocates at a time."""
 
 
 @dataclass(frozen=True)
@@ -28,12 +28,12 @@ class Decoded:
     """N completions of at most T tokens.
 
     Attributes:
-        token_ids: int64 (N, T); what follows the end of a completion means nothing, here and below.
+        token_ids: int64 (N, T); entries after the end of a completion have no meaning, here and below.
         logprobs: Log-probabilities at temperature 1 before any token was forbidden, float32 (N, T).
-        top_logprobs: The most likely tokens' at each step, best first, float32 (N, T, k).
+        top_logprobs: Those of the most likely tokens at each step, best first, float32 (N, T, k).
         lengths: Tokens of each completion, the stop token included, int64 (N,).
         stopped: Whether a stop token ended it, bool (N,).
-        prefill_seconds: Wall-clock time until all prompts were read.
+        prefill_seconds: Wall-clock time of the prefill.
         decode_seconds: Wall-clock time from there until the last completion ended.
     """
 
@@ -45,14 +45,22 @@ class Decoded:
     prefill_seconds: float = 0.0
     decode_seconds: float = 0.0
 
+    def record(self, members: Tensor, step: int, logits: Tensor, tokens: Tensor) -> None:
+        """Stores the tokens (M,) of the completions `members` (M,) at a step, with the model's logits (M, V)."""
+        logprobs = logits.log_softmax(dim=1)
+        self.token_ids[members, step] = tokens
+        self.logprobs[members, step] = logprobs.gather(1, tokens[:, None])[:, 0]
+        self.top_logprobs[members, step] = logprobs.topk(self.top_logprobs.shape[2], dim=1).values
+        self.lengths[members] = step + 1
+
 
 @dataclass
 class _Batch:
-    """What is being decoded: P rows of the cache with Q places each.
+    """P rows of the cache with Q places each.
 
     Attributes:
-        rows: Which prompt each row belongs to, (P,).
-        slots: Which completion of its group each place belongs to, or IDLE, (P, Q).
+        rows: Index of each row's prompt, (P,).
+        slots: Number in its group of the completion in each place, or IDLE, (P, Q).
         tokens: The newest token in each place, (P, Q).
         start: Rotary position of each prompt's first completion token, (P,).
     """
@@ -90,8 +98,8 @@ def decode_groups(
         model: In evaluation mode; call without gradients.
         prompts: P prompts.
         sampling: See `SamplingConfig`.
-        uniform: The random number of each completion at each step, float32 (P × group size, max_new_tokens). So what
-            a completion becomes does not depend on what is decoded beside it.
+        uniform: The random number of each completion at each step, float32 (P × group size, max_new_tokens). So a
+            completion does not depend on those that are decoded beside it.
 
     Returns:
         P × group size completions, group-major.
@@ -107,7 +115,13 @@ def decode_groups(
     prefilled = now(device)
     cache.open_prompts(prefill.lengths)
     count = len(prompts) * group
-    result = _empty(count, steps, sampling.uncertainty_top_k, device)
+    result = Decoded(
+        token_ids=torch.zeros(count, steps, dtype=torch.int64, device=device),
+        logprobs=torch.zeros(count, steps, device=device),
+        top_logprobs=torch.zeros(count, steps, sampling.uncertainty_top_k, device=device),
+        lengths=torch.zeros(count, dtype=torch.int64, device=device),
+        stopped=torch.zeros(count, dtype=torch.bool, device=device),
+    )
     slots = torch.arange(group, device=device).repeat(len(prompts), 1)
     batch = _Batch(torch.arange(len(prompts), device=device), slots, torch.zeros_like(slots), prefill.positions)
     logits = prefill.logits[:, None].expand(-1, group, -1)
@@ -116,7 +130,7 @@ def decode_groups(
         members = (batch.rows[:, None] * group + batch.slots)[live]
         distribution = logits[live]
         tokens = draw(distribution, forbidden, sampling, uniform[members, step])
-        _record(result, members, step, distribution, tokens)
+        result.record(members, step, distribution, tokens)
         stopped = torch.isin(tokens, stops)
         result.stopped[members] = stopped
         batch.tokens[live] = tokens
@@ -128,23 +142,3 @@ def decode_groups(
         positions = (batch.start[:, None] + step).expand_as(batch.slots)
         logits = backbone.decode(model, batch.tokens, positions, cache, cache.visible(batch.slots))
     return replace(result, prefill_seconds=prefilled - started, decode_seconds=now(device) - prefilled)
-
-
-def _empty(count: int, steps: int, top_k: int, device: torch.device) -> Decoded:
-    """Room for a result."""
-    return Decoded(
-        token_ids=torch.zeros(count, steps, dtype=torch.int64, device=device),
-        logprobs=torch.zeros(count, steps, device=device),
-        top_logprobs=torch.zeros(count, steps, top_k, device=device),
-        lengths=torch.zeros(count, dtype=torch.int64, device=device),
-        stopped=torch.zeros(count, dtype=torch.bool, device=device),
-    )
-
-
-def _record(result: Decoded, members: Tensor, step: int, logits: Tensor, tokens: Tensor) -> None:
-    """Writes a step of the completions `members` (M,) down; `logits` are the model's own, (M, V)."""
-    logprobs = logits.log_softmax(dim=1)
-    result.token_ids[members, step] = tokens
-    result.logprobs[members, step] = logprobs.gather(1, tokens[:, None])[:, 0]
-    result.top_logprobs[members, step] = logprobs.topk(result.top_logprobs.shape[2], dim=1).values
-    result.lengths[members] = step + 1

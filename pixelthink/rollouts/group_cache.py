@@ -1,4 +1,4 @@
-"""A key-value cache in which all completions of a prompt share one row, so that the prompt is held and read once."""
+"""A key-value cache in which all completions of a prompt share one row, so that the prompt is stored and read once."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ IDLE = -3
 class GroupCache:
     """Keys and values of P prompts and what has been sampled after them, a row per prompt.
 
-    A column of a row belongs to the prompt or to one completion. It takes the place of a transformers `Cache`, of which
-    models call `update` and, while they read the prompts, the two methods about sizes.
+    A column of a row belongs to the prompt or to one completion. It has the methods of a transformers `Cache` that
+    models call: `update`, and in the prefill also those about sizes.
 
     Args:
-        reserve: Columns to make room for at first, beyond the prompts'; more room is made when needed.
+        reserve: Columns to allocate beyond the prompts' at first; more are allocated when needed.
     """
 
     def __init__(self, reserve: int) -> None:
@@ -37,7 +37,7 @@ class GroupCache:
         return self.owner.shape[1]
 
     def open_prompts(self, lengths: Tensor) -> None:
-        """Declares that prompts of these lengths (P,), padded on the right, come next."""
+        """Declares that prompts of these lengths (P,), padded on the right, fill the first columns."""
         place = torch.arange(int(lengths.max()), device=lengths.device)
         self.owner = torch.where(place[None] < lengths[:, None], PROMPT, NOBODY)
 
@@ -47,12 +47,12 @@ class GroupCache:
         self.owner = torch.cat([self.owner, torch.where(slots == IDLE, NOBODY, slots)], dim=1)
 
     def visible(self, slots: Tensor) -> Tensor:
-        """Which columns each completion sees, bool (P, Q, columns); an idle slot sees the prompt."""
+        """Returns which columns each completion sees, bool (P, Q, columns); an idle slot sees the prompt."""
         owner = self.owner[:, None]
         return (owner == PROMPT) | (owner == slots[:, :, None])
 
     def update(self, keys: Tensor, values: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Takes a layer's new keys and values, (P, heads, new columns, D); gives all there are."""
+        """Stores a layer's new keys and values, (P, heads, new columns, D), and returns all of the layer."""
         end = self.start + keys.shape[2]
         if layer_idx == len(self.layers):
             self.layers.append([_room(new, end + self.reserve) for new in (keys, values)])
@@ -66,7 +66,7 @@ class GroupCache:
         return held[0][:, :, :end], held[1][:, :, :end]
 
     def keep(self, rows: Tensor, slots: Tensor) -> None:
-        """Drops all rows but some, and all columns but the prompts' and those of some completions.
+        """Keeps some rows, and of the columns those of the prompts and of some completions.
 
         Args:
             rows: Rows to keep, int64 (P',).
@@ -84,23 +84,23 @@ class GroupCache:
                 held[i][:, :, : self.columns] = old.gather(2, index)
 
     def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
-        """Number and offset of the keys while the prompts are read."""
+        """Returns number and offset of the keys in the prefill."""
         return query_length, 0
 
     def get_query_offset(self, layer_idx: int = 0) -> int:
-        """Place of the first query while the prompts are read."""
+        """Returns the place of the first query in the prefill."""
         return 0
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        """Columns that were there before this forward."""
+        """Returns the number of columns before this forward."""
         return self.start
 
 
 def grown(columns: int) -> int:
-    """Columns that a cache makes room for when it has to hold this many and cannot."""
+    """Returns how many columns a cache allocates when it needs this many and has fewer."""
     return columns + columns // 2
 
 
 def _room(like: Tensor, columns: int) -> Tensor:
-    """Uninitialised (P, heads, columns, D) of the kind of `like`; never read before it is written."""
+    """Returns an uninitialised tensor (P, heads, columns, D) like another; never read before it is written."""
     return like.new_empty(like.shape[0], like.shape[1], columns, like.shape[3])

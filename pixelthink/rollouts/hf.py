@@ -1,4 +1,4 @@
-"""Rollouts with the policy module itself: it samples for itself, so nothing has to be synced."""
+"""Rollouts with the policy module itself, so that no weights have to be synced."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from pixelthink.errors import UserError
 from pixelthink.parallel.sharding import unsharded
 from pixelthink.rollouts.base import RolloutEngine, SamplingConfig
 from pixelthink.rollouts.completions import make_completion
@@ -23,16 +24,16 @@ if TYPE_CHECKING:
 class HFEngine(RolloutEngine):
     """Samples with the transformers module that is being trained.
 
-    Each prompt and image is encoded once, its completions share its keys and values, and finished ones stop costing.
+    Each prompt and image is encoded once, its completions share its keys and values, and finished ones leave the batch.
 
     Args:
-        batch_size: Completions decoded side by side, rounded to whole groups; 0 means all of a step's. Changes memory
-            and speed, not which random numbers a completion meets.
+        batch_size: Completions decoded side by side, rounded to whole groups; 0 decodes all of a step. It changes
+            memory and speed, not the random numbers of a completion.
     """
 
     def __init__(self, batch_size: int = 0) -> None:
         if batch_size < 0:
-            raise ValueError("rollout.batch_size must not be negative")
+            raise UserError("rollout.batch_size must not be negative")
         self.batch_size = batch_size
 
     def setup(self, backbone: PolicyBackbone, model: nn.Module) -> None:
@@ -65,7 +66,7 @@ class HFEngine(RolloutEngine):
         return RolloutBatch(batch.prompts, tuple(completions), group, seconds=now() - started)
 
     def _completions(self, decoded: Decoded, encode_seconds: float) -> list[Completion]:
-        """Completions of one call; `encode_seconds` is the share of each in the making of image patches."""
+        """Makes the completions of one call; `encode_seconds` is the share of each in encoding the prompts."""
         columns = (decoded.token_ids, decoded.logprobs, decoded.top_logprobs, decoded.lengths, decoded.stopped)
         tokens = int(decoded.lengths.sum())
         completions = []
@@ -81,14 +82,12 @@ class HFEngine(RolloutEngine):
 
 
 def random_numbers(places: Sequence[int], sampling: SamplingConfig, seed: int) -> Tensor:
-    """The random number of each completion at each step, float32 (P × group size, max_new_tokens).
-
-    They are cut from the table of the whole step, in which each prompt has its place whatever process it is on.
+    """Returns the random number of each completion at each step, float32 (P × group size, max_new_tokens).
 
     Args:
-        places: Place of each of P prompts in the step's batch.
+        places: Place of each of P prompts in the step's batch over all processes; the numbers depend on it.
         sampling: See `SamplingConfig`.
-        seed: Seed of the table.
+        seed: Seed of the numbers of the whole step.
     """
     generator = torch.Generator().manual_seed(seed)
     shape = (max(places) + 1, sampling.group_size, sampling.max_new_tokens)

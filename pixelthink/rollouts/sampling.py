@@ -1,4 +1,4 @@
-"""One token from each distribution, the random numbers given from outside."""
+"""Samples one token from each distribution, with given random numbers."""
 
 from __future__ import annotations
 
@@ -9,18 +9,16 @@ from pixelthink.rollouts.base import SamplingConfig
 
 
 def draw(logits: Tensor, forbidden: Tensor, sampling: SamplingConfig, uniform: Tensor) -> Tensor:
-    """Draws a token from each row.
-
-    Temperature, top-k and top-p apply in this order, as in transformers.
+    """Samples a token from each row. Temperature, top-k and top-p apply in this order, as in transformers.
 
     Args:
         logits: Float (M, V).
-        forbidden: Tokens that may not be drawn, int64 (F,).
+        forbidden: Tokens that may not be sampled, int64 (F,).
         sampling: See `SamplingConfig`.
-        uniform: One number in [0, 1) a row, float32 (M,); not looked at with temperature 0.
+        uniform: A random number in [0, 1) per row, float32 (M,); unused with temperature 0.
 
     Returns:
-        int64 (M,).
+        Token ids, int64 (M,).
     """
     scores = logits.index_fill(1, forbidden, -torch.inf)
     if sampling.temperature == 0:
@@ -37,7 +35,7 @@ def draw(logits: Tensor, forbidden: Tensor, sampling: SamplingConfig, uniform: T
 
 
 def _nucleus(scores: Tensor, top_p: float) -> Tensor:
-    """Scores (M, V) with −∞ at all but the most likely tokens that together reach `top_p`."""
+    """Sets all but the most likely tokens that together reach `top_p` to −∞ in scores (M, V)."""
     ordered, order = scores.sort(dim=1, descending=True)
     probabilities = ordered.softmax(dim=1)
     beyond = probabilities.cumsum(dim=1) - probabilities >= top_p

@@ -1,7 +1,8 @@
-"""Talking to vLLM servers: one connection pool a server, requests that are tried again within a bound."""
+"""A client of vLLM servers: one connection pool per server, and requests that are retried a bounded number of times."""
 
 from __future__ import annotations
 
+import ipaddress
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -13,64 +14,63 @@ from urllib.parse import urlsplit
 
 import httpx
 
-PASSING = (408, 409, 425, 429)
-"""Refusals of a request that may succeed later; so may all from 500 on."""
-LONGEST_WAIT = 30.0
+from pixelthink.errors import UserError
+
+RETRIED_STATUSES = (408, 409, 425, 429)
+"""HTTP statuses below 500 after which a request is retried; all from 500 on are."""
+MAX_BACKOFF_SECONDS = 30.0
 KEEP_ALIVE_SECONDS = 2.0
+"""Idle connections are closed after this; vLLM closes them after five seconds."""
 CACHES = ("prefix", "mm", "encoder")
+"""vLLM's caches of results that were computed with the weights."""
 
 T = TypeVar("T")
 
 
-class ServerUnavailable(OSError):
-    """A server that cannot be reached or has trouble of its own; asking again may help."""
+class ServerUnavailable(UserError, OSError):
+    """A server cannot be reached or has an internal error. A retry may help."""
 
 
-class ServerRefused(ValueError):
-    """A server that understood and said no; asking again is of no use."""
+class ServerRefused(UserError):
+    """A server understood a request and refused it, or answered with other weights. A retry does not help."""
 
 
 @dataclass(frozen=True)
-class Patience:
-    """How often a request is tried.
+class RetryPolicy:
+    """How often a failed request is retried.
 
     Attributes:
-        retries: Further attempts after a failed one.
-        backoff: Seconds before the first of them; each next one waits twice as long, at most half a minute.
+        max_retries: Attempts after the first one.
+        backoff: Seconds before the first retry. The wait doubles with each further retry, up to 30 seconds.
         timeout: Seconds to wait for an answer.
     """
 
-    retries: int = 6
+    max_retries: int = 6
     backoff: float = 2.0
     timeout: float = 600.0
 
     def __post_init__(self) -> None:
-        if self.retries < 0 or self.backoff < 0 or self.timeout <= 0:
-            raise ValueError("rollout: retries and backoff must not be negative, timeout must be positive")
+        if self.max_retries < 0 or self.backoff < 0 or self.timeout <= 0:
+            raise UserError("rollout.retry: max_retries and backoff must not be negative, timeout must be positive")
 
-    def attempts(self, ask: Callable[[int], T]) -> T:
-        """What the first successful attempt gives.
-
-        Args:
-            ask: Called with the number of the attempt.
+    def call(self, function: Callable[[int], T]) -> T:
+        """Calls a function with the number of the attempt, from 0, until it does not raise `ServerUnavailable`.
 
         Raises:
-            ServerUnavailable: all attempts failed; the last one's reason.
+            ServerUnavailable: all attempts failed; gives the reason of the last one.
         """
-        for attempt in range(self.retries + 1):
+        for attempt in range(self.max_retries + 1):
             if attempt:
-                time.sleep(min(self.backoff * 2 ** (attempt - 1), LONGEST_WAIT))
+                time.sleep(min(self.backoff * 2 ** (attempt - 1), MAX_BACKOFF_SECONDS))
             try:
-                return ask(attempt)
+                return function(attempt)
             except ServerUnavailable as error:
                 problem = error
-        raise ServerUnavailable(f"{problem} (tried {self.retries + 1} times)")
+        raise ServerUnavailable(f"{problem} (tried {self.max_retries + 1} times)")
 
 
 class RolloutServer:
-    """One server, as its front (`pixelthink.serving`) offers it.
-
-    May be used by several threads.
+    """One server that `python -m pixelthink.serving` started. Several threads may use it.
 
     Args:
         address: E.g. "http://127.0.0.1:8000".
@@ -78,16 +78,16 @@ class RolloutServer:
         timeout: Seconds to wait for an answer.
 
     Attributes:
-        answered: Generation requests that it has answered.
+        answered: Number of generation requests that it has answered.
 
     Raises:
-        ValueError: not an address; one line.
+        UserError: `address` is not an address.
     """
 
     def __init__(self, address: str, key: str | None, timeout: float) -> None:
         parts = urlsplit(address)
         if parts.scheme not in ("http", "https") or not parts.hostname or parts.path.strip("/"):
-            raise ValueError(f"rollout.servers: {address!r} is no address like http://127.0.0.1:8000")
+            raise UserError(f"rollout.servers: {address!r} is no address like http://127.0.0.1:8000")
         self.address = address.rstrip("/")
         self.answered = 0
         self._client = httpx.Client(
@@ -95,15 +95,15 @@ class RolloutServer:
             headers={"Authorization": f"Bearer {key}"} if key else {},
             timeout=httpx.Timeout(timeout, connect=10.0),
             limits=httpx.Limits(max_connections=None, keepalive_expiry=KEEP_ALIVE_SECONDS),
-            trust_env=parts.hostname not in ("127.0.0.1", "localhost", "::1"),  # no proxy on the way to this machine
+            trust_env=not is_loopback(parts.hostname),  # no proxy on the way to this machine
         )
 
     def get(self, path: str) -> Any:
-        """The JSON answer to a GET."""
+        """Returns the JSON answer to a GET request."""
         return self._request("GET", path, None)
 
     def post(self, path: str, body: Mapping[str, Any] | None = None) -> Any:
-        """The JSON answer to a POST, or None where there is none."""
+        """Returns the JSON answer to a POST request, None where the answer is empty."""
         return self._request("POST", path, body or {})
 
     def _request(self, method: str, path: str, body: Mapping[str, Any] | None) -> Any:
@@ -117,21 +117,42 @@ class RolloutServer:
                 return reply.json() if reply.content else None
             except ValueError:
                 raise ServerUnavailable(f"rollout server {self.address}: {path} did not answer JSON") from None
-        problem = f"rollout server {self.address}: {path}: HTTP {reply.status_code}: {_reason(reply)}"
-        if reply.status_code >= 500 or reply.status_code in PASSING:
-            raise ServerUnavailable(problem)
-        raise ServerRefused(problem)
+        try:
+            reason = str(reply.json()["error"]["message"])
+        except (ValueError, KeyError, TypeError):
+            reason = reply.text
+        reason = " ".join(reason.split())[:200]
+        retried = reply.status_code >= 500 or reply.status_code in RETRIED_STATUSES
+        kind = ServerUnavailable if retried else ServerRefused
+        raise kind(f"rollout server {self.address}: {path}: HTTP {reply.status_code}: {reason}")
 
-    def load(self, folder: Path, tag: str) -> None:
-        """Has it replace its weights by those in a folder, drop what came from the old ones, and tag its answers."""
-        self.post("/collective_rpc", {"method": "take_weights", "kwargs": {"weights_path": str(folder)}})
-        self.adopt(tag)
-
-    def adopt(self, tag: str) -> None:
-        """Has it drop what came from the weights before and name the present ones in its answers.
+    def wait_until_up(self, seconds: float) -> None:
+        """Waits until it answers.
 
         Raises:
-            ServerUnavailable: requests of somebody else kept it from dropping its prefix cache.
+            ServerUnavailable: it did not answer in time. The message says how to start it.
+        """
+        deadline = time.monotonic() + seconds
+        while True:
+            try:
+                self.get("/health")
+                return
+            except ServerUnavailable as error:
+                if time.monotonic() > deadline:
+                    hint = "start it with: python -m pixelthink.serving --help"
+                    raise ServerUnavailable(f"{error} (waited {seconds:g} s; {hint})") from None
+            time.sleep(0.5)
+
+    def load(self, folder: Path, tag: str) -> None:
+        """Replaces its weights by the safetensors files in a folder, clears its caches and sets the version tag."""
+        self.post("/collective_rpc", {"method": "take_weights", "kwargs": {"weights_path": str(folder)}})
+        self.set_version(tag)
+
+    def set_version(self, tag: str) -> None:
+        """Clears all caches and sets the version tag that the server's answers carry from now on.
+
+        Raises:
+            ServerUnavailable: requests of another client kept it from clearing a cache.
         """
         for cache in CACHES:
             reply = self.post(f"/reset_{cache}_cache")
@@ -145,83 +166,76 @@ class RolloutServer:
 
 
 class ServerPool:
-    """Several servers that hold the same weights.
+    """One or several servers that hold the same weights. A failed request is retried with the next server.
 
     Args:
         servers: At least one.
-        patience: How often a request is tried; with several servers, each time with the next.
-        concurrency: Requests at a time and server.
+        retry: How often a request is retried.
+        concurrency: Requests at a time per server.
+
+    Attributes:
+        tag: Version tag of the weights that this run handed over; None before that.
+        weights_folder: Folder with these weights, for servers that were restarted; None with NCCL.
     """
 
-    def __init__(self, servers: Sequence[RolloutServer], patience: Patience, concurrency: int) -> None:
+    def __init__(self, servers: Sequence[RolloutServer], retry: RetryPolicy, concurrency: int) -> None:
         self.servers = tuple(servers)
-        self.patience = patience
+        self.retry = retry
         self.concurrency = concurrency
         self.tag: str | None = None
         self.weights_folder: Path | None = None
         self._reloading = threading.Lock()
 
-    def wait_until_up(self, seconds: float) -> None:
-        """Waits until every server answers.
-
-        Raises:
-            ServerUnavailable: one does not within the time; one line that says how to start it.
-        """
-        deadline = time.monotonic() + seconds
-        for server in self.servers:
-            while True:
-                try:
-                    server.get("/health")
-                    break
-                except ServerUnavailable as error:
-                    if time.monotonic() > deadline:
-                        hint = "start it with: python -m pixelthink.serving --help"
-                        raise ServerUnavailable(f"{error} (waited {seconds:g} s; {hint})") from None
-                time.sleep(0.5)
-
     def generate(self, bodies: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-        """Answers to requests, in their order; request i begins with server i modulo their number."""
-        with ThreadPoolExecutor(self.concurrency * len(self.servers)) as threads:
-            asked = [threads.submit(self._ask, index, body) for index, body in enumerate(bodies)]
+        """Returns the answers to requests, in their order. Request i goes to server i modulo their number first."""
+        count = len(self.servers)
+
+        def ask(index: int) -> dict[str, Any]:
+            return self.retry.call(lambda attempt: self._answer(self.servers[(index + attempt) % count], bodies[index]))
+
+        with ThreadPoolExecutor(self.concurrency * count) as threads:
+            futures = [threads.submit(ask, index) for index in range(len(bodies))]
             try:
-                return [future.result() for future in asked]
+                return [future.result() for future in futures]
             except BaseException:
                 threads.shutdown(wait=False, cancel_futures=True)
                 raise
 
-    def generate_on_each(self, body: Mapping[str, Any]) -> list[dict[str, Any]]:
-        """Every server's answer to one request."""
-        return self.each(lambda server: self.patience.attempts(lambda attempt: self._answer(server, body)))
+    def score_on_each(self, body: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """Returns every server's answer to one request."""
+        return self.each(lambda server: self.retry.call(lambda attempt: self._answer(server, body)))
 
-    def each(self, what: Callable[[RolloutServer], T]) -> list[T]:
-        """Does something with all servers at the same time."""
+    def each(self, function: Callable[[RolloutServer], T]) -> list[T]:
+        """Calls a function for all servers at the same time and returns its results."""
         with ThreadPoolExecutor(len(self.servers)) as threads:
-            return list(threads.map(what, self.servers))
+            return list(threads.map(function, self.servers))
 
     def load(self, folder: Path, tag: str) -> None:
-        """Has all servers load weights, which stay there for servers that come back without."""
-        self.each(lambda server: self.patience.attempts(lambda attempt: server.load(folder, tag)))
+        """Has all servers load weights from a folder, which has to stay there for servers that are restarted."""
+        self.each(lambda server: self.retry.call(lambda attempt: server.load(folder, tag)))
         self.tag, self.weights_folder = tag, folder
 
-    def _ask(self, index: int, body: Mapping[str, Any]) -> dict[str, Any]:
-        count = len(self.servers)
-        return self.patience.attempts(lambda attempt: self._answer(self.servers[(index + attempt) % count], body))
-
     def _answer(self, server: RolloutServer, body: Mapping[str, Any]) -> dict[str, Any]:
-        """A server's answer, which is used only if it was sampled with the weights that were handed over."""
+        """Returns a server's answer after checking that every completion carries the version tag of this run."""
+        if self.tag is None:
+            raise RuntimeError("the rollout servers hold no weights of this run: call sync before generate and score")
         answer = server.post("/inference/v1/generate", body)
         server.answered += 1
-        tags = {span["version"] for choice in answer["choices"] for span in choice["weight_versions"] or []}
-        if self.tag is None or tags == {self.tag}:
+        spans = [choice.get("weight_versions") or [{"version": None}] for choice in answer["choices"]]
+        tags = {span["version"] for of_choice in spans for span in of_choice}
+        if tags == {self.tag}:
             return dict(answer)
-        found = ", ".join(sorted(tags)) or "none"
-        problem = f"rollout server {server.address} answered with weights {found!r} instead of {self.tag!r}"
+        found = ", ".join(sorted(tag or "none" for tag in tags)) or "none"
+        problem = (
+            f"rollout server {server.address} answered with weights {found!r} instead of {self.tag!r}: it was "
+            "restarted, or another run writes to it"
+        )
         if self.weights_folder is None:
-            raise ServerRefused(f"{problem}: it was restarted, or something else writes to it")
-        with self._reloading:  # it was restarted: it gets them again, once, and is asked again
+            raise ServerRefused(problem)
+        with self._reloading:  # only the first of several threads hands the weights over again
             if server.get("/weight_info")["weight_version"] != self.tag:
                 server.load(self.weights_folder, self.tag)
-        raise ServerUnavailable(f"{problem}: it was restarted, or something else writes to it")
+        raise ServerUnavailable(problem)
 
     def close(self) -> None:
         """Closes all connections."""
@@ -229,10 +243,9 @@ class ServerPool:
             server.close()
 
 
-def _reason(reply: httpx.Response) -> str:
-    """What a server says of its refusal, in short."""
+def is_loopback(host: str) -> bool:
+    """Returns whether an address belongs to this machine and cannot be reached from another one."""
     try:
-        text = str(reply.json()["error"]["message"])
-    except (ValueError, KeyError, TypeError):
-        text = reply.text
-    return " ".join(text.split())[:200]
+        return host == "localhost" or ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:  # a name
+        return False

@@ -1,18 +1,20 @@
-"""What vLLM is asked, in this process or on a server, and what its answers mean.
+"""Requests to vLLM, in this process or on a server, and the completions that its answers become.
 
-Image prompts go out as a chat-templated text with one *unexpanded* placeholder per image and the picture beside it:
-vLLM expands it, and a prompt that was expanded before is expanded twice. Log-probabilities come back in vLLM's
-`raw_logprobs` mode, i.e. at temperature 1 before any token is forbidden, which is what `Completion.logprobs` means.
+An image prompt is sent as chat-templated text with one *unexpanded* placeholder per image, and the image beside it.
+vLLM expands the placeholder; it would expand an expanded prompt a second time. Log-probabilities come back in vLLM's
+`raw_logprobs` mode, i.e. at temperature 1 before any token is forbidden, as `Completion.logprobs` needs them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
+from torch import nn
 
+from pixelthink.errors import UserError
 from pixelthink.rollouts.base import SamplingConfig
 from pixelthink.rollouts.completions import make_completion
 from pixelthink.types import Completion, Prompt, Timings
@@ -22,8 +24,10 @@ if TYPE_CHECKING:
 
     from pixelthink.policies.base import PolicyBackbone
 
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 FORBIDDEN_BIAS = -100.0
-"""Added to the logit of a token that may not be sampled; the most that the OpenAI protocol admits."""
+"""Added to the logit of a token that may not be sampled; the lowest value that the OpenAI protocol allows."""
+HOW_TO_INSTALL_VLLM = "pip install 'pixelthink[vllm]' with a GPU, make vllm for the CPU build"
 
 
 @dataclass(frozen=True)
@@ -42,29 +46,37 @@ class ImagePrompt:
 
 
 def image_prompt(backbone: PolicyBackbone, prompt: Prompt) -> ImagePrompt:
-    """What vLLM is sent of a prompt."""
+    """Returns what vLLM is sent of a prompt; without the image where the messages have no image entry."""
     text = backbone.prompt_text(prompt)
-    images = (prompt.image,) if image_parts(prompt) else ()
+    contents = [message["content"] for message in prompt.messages]
+    has_image = any(part["type"] == "image" for parts in contents if not isinstance(parts, str) for part in parts)
+    images = (prompt.image,) if has_image else ()
     return ImagePrompt(text, tuple(backbone.processor.tokenizer(text)["input_ids"]), images)
 
 
-def image_parts(prompt: Prompt) -> int:
-    """Number of image entries in a prompt's messages."""
-    contents = [message["content"] for message in prompt.messages]
-    return sum(part["type"] == "image" for content in contents if not isinstance(content, str) for part in content)
+def engine_dtype(requested: Dtype, model: nn.Module) -> str:
+    """Returns the name of an engine's precision, e.g. "bfloat16"; `auto` is that of the policy `model`."""
+    if requested != "auto":
+        return requested
+    return str(next(p.dtype for p in model.parameters() if p.is_floating_point())).removeprefix("torch.")
 
 
-def forbidden_bias(backbone: PolicyBackbone) -> dict[int, float]:
-    """Logit bias by token id that keeps image and video placeholders from being sampled."""
-    return dict.fromkeys(backbone.forbidden_token_ids, FORBIDDEN_BIAS)
+def check_length(sample: str, prompt_tokens: int, max_new_tokens: int, limit: int, option: str) -> None:
+    """Raises `UserError` if a prompt and its completion exceed `limit` tokens; vLLM would cut the completion silently.
+
+    The message names the id of the sample and the option that sets the limit.
+    """
+    if prompt_tokens + max_new_tokens > limit:
+        raise UserError(
+            f"sample {sample!r}: a prompt of {prompt_tokens} tokens and max_new_tokens {max_new_tokens} do not fit "
+            f"into {option} {limit}"
+        )
 
 
 def request_seeds(seed: int, places: Sequence[int]) -> list[int]:
-    """One seed per request, below 2**62; vLLM adds a completion's number in its group to it.
+    """Returns one seed per request, below 2**62. vLLM adds a completion's number in its group to it.
 
-    Args:
-        seed: The rollout's, a function of run seed and step.
-        places: Place of each prompt in the step's batch, whatever process it is on.
+    A seed depends on that of the rollout and on the prompt's place in the step's batch over all processes.
     """
     generator = torch.Generator().manual_seed(seed)
     table = torch.randint(2**62, (max(places) + 1,), generator=generator).tolist()
@@ -72,10 +84,10 @@ def request_seeds(seed: int, places: Sequence[int]) -> list[int]:
 
 
 def sampling_options(backbone: PolicyBackbone, sampling: SamplingConfig, seed: int) -> dict[str, Any]:
-    """Keyword arguments of `vllm.SamplingParams` for one prompt; a server takes those of the same meaning.
+    """Returns the keyword arguments of `vllm.SamplingParams` for one prompt; servers take the same names.
 
-    The end is where the policy's stop tokens are, whatever the checkpoint's generation config says (`ignore_eos` with
-    stop ids of our own).
+    A completion ends at the policy's stop tokens only: `ignore_eos` skips those of the checkpoint's generation config.
+    Image and video placeholders get a bias that keeps them from being sampled.
     """
     return {
         "n": sampling.group_size,
@@ -85,23 +97,23 @@ def sampling_options(backbone: PolicyBackbone, sampling: SamplingConfig, seed: i
         "max_tokens": sampling.max_new_tokens,
         "seed": seed,
         "logprobs": sampling.uncertainty_top_k,
-        "logit_bias": forbidden_bias(backbone),
+        "logit_bias": dict.fromkeys(backbone.forbidden_token_ids, FORBIDDEN_BIAS),
         "stop_token_ids": list(backbone.stop_token_ids),
         "ignore_eos": True,
     }
 
 
 def shares_of_batch(stats: Sequence[Any], begun: float, ended: float, built_seconds: float = 0.0) -> list[Timings]:
-    """Each request's share of the wall-clock time of requests that vLLM answered together, see `types.Timings`.
+    """Divides the wall-clock time of requests that vLLM answered together among them, see `types.Timings`.
 
-    vLLM reads all images before the first request is scheduled. The rest of the time is divided in proportion to the
-    seconds that each request spent in prefill and in decoding: they overlap, so the shares are smaller than these.
+    vLLM reads all images before it schedules the first request. The rest of the time is divided in proportion to the
+    seconds that each request spent in prefill and in decoding. These overlap, so the shares are smaller than they are.
 
     Args:
-        stats: `RequestOutput.metrics` of each, timestamps in seconds; None where vLLM keeps none.
-        begun: When vLLM was asked, by the same clock (`time.monotonic`).
-        ended: When it had answered.
-        built_seconds: What making the requests took before.
+        stats: `RequestOutput.metrics` of each request, timestamps in seconds; None where vLLM keeps none.
+        begun: When vLLM got the requests, by the same clock (`time.monotonic`).
+        ended: When it had answered all.
+        built_seconds: How long the requests took to build before.
 
     Returns:
         Timings without the segmentation; unmeasured where a request has no stats.
@@ -125,17 +137,17 @@ def completion_from_tokens(
     top_k: int,
     timings: Timings = Timings(),
 ) -> Completion:
-    """A completion from vLLM's tokens.
+    """Makes a completion from vLLM's tokens.
 
     Args:
-        backbone: Knows the tokenizer and the stop tokens.
+        backbone: Has the tokenizer and the stop tokens.
         token_ids: Sampled tokens, the stop token included where it was sampled.
         candidates: Per token, log-probability by token id: of the sampled token and of the most likely ones.
-        top_k: How many of the most likely count for the uncertainty.
+        top_k: How many of the most likely tokens count for the uncertainty.
         timings: The engine's share of the answer's time.
 
     Raises:
-        ValueError: if the answer is empty, or tokens and log-probabilities do not belong together; one line.
+        ValueError: the answer is empty, or a token has no log-probability.
     """
     if not token_ids or len(candidates) != len(token_ids):
         raise ValueError(f"vLLM answered {len(token_ids)} tokens with {len(candidates)} lists of log-probabilities")

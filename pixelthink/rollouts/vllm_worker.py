@@ -1,7 +1,7 @@
-"""What runs inside vLLM's workers, in this process or on a server: taking new weights, the whole of them.
+"""Replaces the weights inside vLLM's workers, in the training process or on a server.
 
-A server is started with `--worker-extension-cls pixelthink.rollouts.vllm_worker.PolicyWeights`, and takes weights by
-the remote call `take_weights` instead of `reload_weights`.
+Servers are started with `--worker-extension-cls pixelthink.rollouts.vllm_worker.PolicyWeights`. They take weights by
+the remote call `take_weights` in place of vLLM's own `reload_weights`.
 """
 
 from __future__ import annotations
@@ -9,37 +9,31 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 
 class PolicyWeights:
-    """Mixed into vLLM's worker class, whose `reload_weights` and `get_model` it calls."""
+    """Mixed into vLLM's worker class, which has `reload_weights` and `get_model`."""
 
     def take_weights(
         self, weights_iterator: Iterable[tuple[str, Tensor]] | None = None, weights_path: str | None = None
     ) -> None:
         """Replaces all weights.
 
-        vLLM 0.32's own `reload_weights` forgets one place: a CPU build keeps a packed copy of the output head, and
-        where the head is tied to the embedding, the copy stays that of the old weights (log-probabilities off by 0.8
-        when the embedding changed by a tenth; vLLM logs "ParallelLMHead: Failed to load weights").
+        A CPU build of vLLM 0.32 keeps a packed copy of the output head. Where the head is tied to the embedding,
+        vLLM's own `reload_weights` leaves the copy of the old weights: log-probabilities are off by 0.8 when the
+        embedding changed by a tenth, and vLLM logs "ParallelLMHead: Failed to load weights". So it is packed again.
 
         Args:
-            weights_iterator: (name, whole tensor) of every weight; only within one process.
-            weights_path: Folder of safetensors in place of an iterator.
+            weights_iterator: (name, unsharded tensor) of every weight; only within one process.
+            weights_path: Folder with safetensors files in place of an iterator.
         """
+        from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
+        from vllm.platforms import current_platform
+
         worker: Any = self
         worker.reload_weights(weights_iterator=weights_iterator, weights_path=weights_path)
-        pack_tied_heads(worker.get_model())
-
-
-def pack_tied_heads(model: nn.Module) -> None:
-    """Packs the weights of output heads anew on a CPU; elsewhere head and embedding share their memory."""
-    from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
-    from vllm.platforms import current_platform
-
-    if not current_platform.is_cpu():
-        return
-    for module in model.modules():
-        if isinstance(module, ParallelLMHead):
-            module.quant_method.process_weights_after_loading(module)
+        if current_platform.is_cpu():  # elsewhere head and embedding share their memory
+            for module in worker.get_model().modules():
+                if isinstance(module, ParallelLMHead):
+                    module.quant_method.process_weights_after_loading(module)

@@ -8,61 +8,72 @@ import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from pixelthink.errors import FileError
+from pixelthink.files.checkpoints import write_failure
 from pixelthink.rollouts.vllm_client import ServerPool
 
 Weights = Iterable[tuple[str, Tensor]]
-
 SHARD_BYTES = 4 * 2**30
-"""Weights are collected up to this size before they go on."""
+"""Weights are collected up to this size and sent together."""
 
 
-@dataclass(frozen=True)
-class Sent:
-    """What went over."""
+class CountedWeights:
+    """Iterates over (name, tensor) pairs and counts `tensors` and `bytes` of those that it has given so far."""
 
-    bytes: int
-    tensors: int
+    def __init__(self, weights: Weights) -> None:
+        self.weights = weights
+        self.bytes = 0
+        self.tensors = 0
+
+    def __iter__(self) -> Iterator[tuple[str, Tensor]]:
+        for name, tensor in self.weights:
+            self.bytes += tensor.nbytes
+            self.tensors += 1
+            yield name, tensor
 
 
 class WeightTransfer(ABC):
-    """Hands weights to all servers of a pool, which then answer with them and under their tag."""
+    """Hands weights to all servers of a pool. Their answers then carry the version tag of these weights."""
 
     @abstractmethod
-    def send(self, weights: Weights, tag: str, pool: ServerPool) -> Sent:
+    def send(self, weights: Weights, tag: str, pool: ServerPool) -> CountedWeights:
         """Replaces the weights of all servers.
 
         Args:
-            weights: (name, whole tensor), consumed to the end.
-            tag: What the servers' answers shall call them.
-            pool: Whom to hand them to.
+            weights: (name, unsharded tensor), consumed to the end.
+            tag: Version tag.
+            pool: The servers.
+
+        Returns:
+            The weights as they were sent, counted.
         """
 
     def follow(self, tag: str, pool: ServerPool) -> None:
-        """Notes on another process what the sending one has handed over."""
+        """Notes on another process which weights the first process has sent."""
         pool.tag = tag
 
     def close(self) -> None:  # noqa: B027
-        """Removes what is left behind; nothing by default."""
+        """Removes temporary files; nothing by default."""
 
 
 class FileTransfer(WeightTransfer):
-    """Writes safetensors to a path that trainer and servers share, and has the servers reload them.
+    """Writes safetensors files to a path that trainer and servers share, and has the servers load them.
 
-    A folder of weights appears under its name only when complete. It stays until the next one has been loaded
-    everywhere, so that a server that was restarted in between can have it again; the last one goes with this process,
-    unless that is killed.
+    The folder gets its name only when it is complete. It stays until the next weights have been loaded everywhere, so
+    that a server that is restarted in between can load it again. The last one is removed when this process ends,
+    unless the process is killed.
 
     Args:
         folder: The shared path, the servers' `--weights_folder`.
-        dtype: Precision to write; half of float32 is half the file.
+        dtype: Precision to write.
     """
 
     def __init__(self, folder: Path, dtype: torch.dtype) -> None:
@@ -71,12 +82,14 @@ class FileTransfer(WeightTransfer):
         self._present: list[Path] = []
         weakref.finalize(self, remove, self._present)
 
-    def send(self, weights: Weights, tag: str, pool: ServerPool) -> Sent:
-        complete = self._place(tag)
+    def send(self, weights: Weights, tag: str, pool: ServerPool) -> CountedWeights:
+        sent = CountedWeights((name, tensor.to("cpu", self.dtype).contiguous()) for name, tensor in weights)
+        complete = self._path(tag)
         unfinished = Path(tempfile.mkdtemp(prefix=".writing-", dir=self.folder))
         try:
-            unfinished.chmod(0o755)  # the servers may run as somebody else
-            sent = self._write(weights, unfinished)
+            unfinished.chmod(0o755)  # the servers may run as another user
+            for number, shard in enumerate(shards(sent)):
+                self._write(shard, unfinished / f"model-{number:05d}.safetensors")
             unfinished.rename(complete)
         except BaseException:
             shutil.rmtree(unfinished, ignore_errors=True)
@@ -88,21 +101,18 @@ class FileTransfer(WeightTransfer):
         self._present[:] = [complete]
         return sent
 
+    def _write(self, shard: dict[str, Tensor], path: Path) -> None:
+        try:
+            save_file(shard, path, metadata={"format": "pt"})
+        except (OSError, SafetensorError) as error:
+            reason = write_failure(error, self.folder)
+            raise FileError(f"rollout.weights_folder: cannot write weights to {self.folder}: {reason}") from error
+
     def follow(self, tag: str, pool: ServerPool) -> None:
-        pool.tag, pool.weights_folder = tag, self._place(tag)
+        pool.tag, pool.weights_folder = tag, self._path(tag)
 
-    def _place(self, tag: str) -> Path:
+    def _path(self, tag: str) -> Path:
         return self.folder / tag.replace(":", "-")
-
-    def _write(self, weights: Weights, folder: Path) -> Sent:
-        """Writes weights in files of a bounded size, so that one of them is in memory at a time."""
-        total = tensors = 0
-        converted = ((name, tensor.to("cpu", self.dtype).contiguous()) for name, tensor in weights)
-        for number, shard in enumerate(shards(converted)):
-            save_file(shard, folder / f"model-{number:05d}.safetensors", metadata={"format": "pt"})
-            total += sum(tensor.numel() * tensor.element_size() for tensor in shard.values())
-            tensors += len(shard)
-        return Sent(total, tensors)
 
     def close(self) -> None:
         remove(self._present)
@@ -126,59 +136,56 @@ class NcclTransfer(WeightTransfer):
         self.dtype = dtype
         self._group: Any = None
 
-    def send(self, weights: Weights, tag: str, pool: ServerPool) -> Sent:
+    def send(self, weights: Weights, tag: str, pool: ServerPool) -> CountedWeights:
         from vllm.distributed.weight_transfer.packed_tensor import packed_nccl_broadcast_producer
 
         if self._group is None:
-            self._group = self._meet(pool)
+            self._group = self._join(pool)
         device = torch.device("cuda", torch.cuda.current_device())
-        converted = ((name, tensor.to(device, self.dtype).contiguous()) for name, tensor in weights)
-        total = tensors = 0
+        sent = CountedWeights((name, tensor.to(device, self.dtype).contiguous()) for name, tensor in weights)
         pool.each(lambda server: server.post("/start_weight_update"))
-        for shard in shards(converted):
-            announced = {
+        for shard in shards(sent):
+            update = {
                 "names": list(shard),
                 "dtype_names": [str(tensor.dtype).removeprefix("torch.") for tensor in shard.values()],
                 "shapes": [list(tensor.shape) for tensor in shard.values()],
             }
-            with ThreadPoolExecutor(1) as beside:  # servers receive while this process sends
-                received = beside.submit(
-                    pool.each, lambda server, info=announced: server.post("/update_weights", {"update_info": info})
+            with ThreadPoolExecutor(1) as thread:  # servers receive while this process sends
+                received = thread.submit(
+                    pool.each, lambda server, info=update: server.post("/update_weights", {"update_info": info})
                 )
                 packed_nccl_broadcast_producer(
                     iterator=iter(shard.items()),
                     group=self._group,
                     src=0,
                     post_iter_func=lambda item: item[1],
-                    **_packing(),
+                    **packing(),
                 )
                 received.result()
-            total += sum(tensor.numel() * tensor.element_size() for tensor in shard.values())
-            tensors += len(shard)
         pool.each(lambda server: server.post("/finish_weight_update"))
-        pool.each(lambda server: server.adopt(tag))
+        pool.each(lambda server: server.set_version(tag))
         pool.tag = tag
-        return Sent(total, tensors)
+        return sent
 
-    def _meet(self, pool: ServerPool) -> Any:
-        """The NCCL group of this process (rank 0) and every worker of every server."""
+    def _join(self, pool: ServerPool) -> Any:
+        """Returns the NCCL group of this process (rank 0) and every worker of every server."""
         from vllm.distributed.weight_transfer.nccl_common import trainer_init
 
         sizes = pool.each(lambda server: int(server.get("/get_world_size")["world_size"]))
-        offsets = [1 + sum(sizes[:i]) for i in range(len(sizes))]
-        meeting = {"master_address": self.address, "master_port": self.port, "world_size": 1 + sum(sizes)}
-        invitations = {
-            server.address: {**meeting, "rank_offset": offset, "packed": True, **_worker_packing()}
-            for server, offset in zip(pool.servers, offsets, strict=True)
+        group = {"master_address": self.address, "master_port": self.port, "world_size": 1 + sum(sizes)}
+        worker_packing = {f"packed_{name}": value for name, value in packing().items()}
+        bodies = {
+            server.address: {**group, "rank_offset": 1 + sum(sizes[:i]), "packed": True, **worker_packing}
+            for i, server in enumerate(pool.servers)
         }
-        with ThreadPoolExecutor(1) as beside:  # all meet inside of NCCL's own rendezvous
-            joined = beside.submit(
+        with ThreadPoolExecutor(1) as thread:  # NCCL waits for all of them
+            joined = thread.submit(
                 pool.each,
-                lambda server: server.post("/init_weight_transfer_engine", {"init_info": invitations[server.address]}),
+                lambda server: server.post("/init_weight_transfer_engine", {"init_info": bodies[server.address]}),
             )
-            group = trainer_init(meeting)
+            communicator = trainer_init(group)
             joined.result()
-        return group
+        return communicator
 
 
 def remove(folders: list[Path]) -> None:
@@ -187,31 +194,25 @@ def remove(folders: list[Path]) -> None:
         shutil.rmtree(folders.pop(), ignore_errors=True)
 
 
-def shards(weights: Iterable[tuple[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
-    """Weights in pieces of at most `SHARD_BYTES`, or of one tensor that is larger."""
+def shards(weights: Weights) -> Iterator[dict[str, Tensor]]:
+    """Collects weights in pieces of at most `SHARD_BYTES`; a larger tensor is a piece of its own."""
     shard: dict[str, Tensor] = {}
-    held = 0
+    size = 0
     for name, tensor in weights:
-        size = tensor.numel() * tensor.element_size()
-        if shard and held + size > SHARD_BYTES:
+        if shard and size + tensor.nbytes > SHARD_BYTES:
             yield shard
-            shard, held = {}, 0
+            shard, size = {}, 0
         shard[name] = tensor
-        held += size
+        size += tensor.nbytes
     if shard:
         yield shard
 
 
-def _packing() -> dict[str, int]:
-    """How the sender packs, which is vLLM's default on both sides."""
+def packing() -> dict[str, int]:
+    """Returns vLLM's default buffers, which sender and receivers have to share."""
     from vllm.distributed.weight_transfer import packed_tensor
 
     return {
         "buffer_size_bytes": packed_tensor.DEFAULT_PACKED_BUFFER_SIZE_BYTES,
         "num_buffers": packed_tensor.DEFAULT_PACKED_NUM_BUFFERS,
     }
-
-
-def _worker_packing() -> dict[str, int]:
-    """The same, as the receivers are told."""
-    return {f"packed_{name}": value for name, value in _packing().items()}

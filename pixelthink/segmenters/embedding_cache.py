@@ -8,6 +8,8 @@ from collections import OrderedDict
 import numpy as np
 from torch import Tensor
 
+from pixelthink.errors import UserError
+
 Embedding = tuple[Tensor, ...]
 """What an image encoder makes of one image: feature maps (1, C, h, w), as its decoder takes them."""
 
@@ -30,12 +32,12 @@ class EmbeddingCache:
         capacity: How many to keep; 0 keeps none.
 
     Raises:
-        ValueError: a negative capacity.
+        UserError: a negative capacity.
     """
 
     def __init__(self, capacity: int) -> None:
         if capacity < 0:
-            raise ValueError(f"an embedding cache cannot hold {capacity} images")
+            raise UserError(f"an embedding cache cannot hold {capacity} images")
         self.capacity = capacity
         self._held: OrderedDict[bytes, Embedding] = OrderedDict()
 

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from pixelthink.errors import MissingPackageError, UserError
 from pixelthink.geometry import Target, clip_box
 from pixelthink.segmenters.base import SegmentationRequest, Segmenter
 
@@ -51,13 +52,13 @@ class GrabCut(Segmenter):
             is enlarged again.
 
     Raises:
-        ValueError: an argument out of range.
-        ImportError: in `setup` and `segment`, where OpenCV is missing.
+        UserError: an argument out of range.
+        MissingPackageError: in `setup` and `segment`, where OpenCV is missing.
     """
 
     def __init__(self, iterations: int = 3, margin: float = 0.5, slack: float = 0.05, max_side: int = 256) -> None:
         if iterations < 1 or not 0.0 <= margin <= 100.0 or not 0.0 <= slack <= 1.0 or max_side < 16:
-            raise ValueError(
+            raise UserError(
                 "GrabCut needs iterations ≥ 1, margin in 0…100, slack in 0…1 and max_side ≥ 16, "
                 f"got {iterations}, {margin}, {slack} and {max_side}"
             )
@@ -146,4 +147,4 @@ def _require_cv2() -> None:
     try:
         import cv2  # noqa: F401
     except ImportError:
-        raise ImportError("GrabCut needs OpenCV: pip install opencv-python-headless") from None
+        raise MissingPackageError("GrabCut needs OpenCV: pip install opencv-python-headless") from None

@@ -9,6 +9,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from pixelthink.errors import FileError, MissingPackageError
 from pixelthink.segmenters.embedding_cache import Embedding
 from pixelthink.segmenters.promptable import PromptableSegmenter
 
@@ -28,7 +29,7 @@ class HFSAM2(PromptableSegmenter):
             model_class = getattr(transformers, self.model_class)
             processor_class = getattr(transformers, self.processor_class)
         except AttributeError:
-            raise ImportError(
+            raise MissingPackageError(
                 f"{type(self).__name__} needs transformers ≥ 5.16, this is {transformers.__version__}: "
                 "pip install 'transformers>=5.16'"
             ) from None
@@ -39,11 +40,11 @@ class HFSAM2(PromptableSegmenter):
             )
         except (OSError, SafetensorError, ValueError, RuntimeError) as error:
             reason = " ".join(str(error).split())[:160]
-            raise OSError(
+            raise FileError(
                 f"segmenter.checkpoint: cannot load {self.checkpoint!r} as a {self.model_class} ({reason})"
             ) from None
         if found["missing_keys"]:
-            raise OSError(
+            raise FileError(
                 f"segmenter.checkpoint: {self.checkpoint!r} lacks {len(found['missing_keys'])} weights of a "
                 f"{self.model_class}, {min(found['missing_keys'])!r} first"
             )

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pixelthink.errors import UserError
 from pixelthink.geometry import Box, Point
 from pixelthink.segmenters.base import SegmentationRequest, Segmenter
 from pixelthink.segmenters.embedding_cache import Embedding, EmbeddingCache, content_key
@@ -36,7 +37,7 @@ class ObjectPrompt:
         points: One or two points inside the object.
 
     Raises:
-        ValueError: a coordinate is not finite.
+        UserError: a coordinate is not finite.
     """
 
     request: int
@@ -45,7 +46,7 @@ class ObjectPrompt:
 
     def __post_init__(self) -> None:
         if not np.isfinite([*self.box, *np.ravel(self.points)]).all():
-            raise ValueError(f"boxes and points to be segmented must be finite, got {self.box} and {self.points}")
+            raise UserError(f"boxes and points to be segmented must be finite, got {self.box} and {self.points}")
 
 
 class PromptableSegmenter(Segmenter):
@@ -68,7 +69,7 @@ class PromptableSegmenter(Segmenter):
         local_files_only: Never ask a model hub.
 
     Raises:
-        ValueError: a number out of range.
+        UserError: a number out of range.
     """
 
     released_checkpoint: str
@@ -86,7 +87,7 @@ class PromptableSegmenter(Segmenter):
         local_files_only: bool = False,
     ) -> None:
         if batch_images < 1 or batch_objects < 1 or cached_images < 0:
-            raise ValueError(
+            raise UserError(
                 f"{type(self).__name__}: batch_images and batch_objects must be at least 1 and cached_images not "
                 f"negative, got {batch_images}, {batch_objects} and {cached_images}"
             )
@@ -106,8 +107,8 @@ class PromptableSegmenter(Segmenter):
         """Loads the weights onto the device, without a draw from the run's random numbers; once.
 
         Raises:
-            ImportError: the library is missing; one line with the command that installs it.
-            OSError: there is no checkpoint, or it is damaged; one line that names it.
+            MissingPackageError: the library is missing; one line with the command that installs it.
+            FileError: there is no checkpoint, or it is damaged; one line that names it.
         """
         if self.device == torch.device(device):
             return

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pixelthink.errors import FileError, MissingFileError, MissingPackageError
 from pixelthink.segmenters.embedding_cache import Embedding
 from pixelthink.segmenters.promptable import PromptableSegmenter
 
@@ -51,7 +52,7 @@ class SAM2(PromptableSegmenter):
         if path.is_file() or self.checkpoint not in released:
             if not path.is_file():
                 known = ", ".join(name.removeprefix("facebook/") for name in released)
-                raise FileNotFoundError(
+                raise MissingFileError(
                     f"segmenter.checkpoint: no file {self.checkpoint!r}, nor is it one of facebook/… {known}"
                 )
             return path
@@ -61,7 +62,7 @@ class SAM2(PromptableSegmenter):
         try:
             return Path(hf_hub_download(self.checkpoint, name, local_files_only=self.local_files_only))
         except (OSError, ValueError) as error:
-            raise FileNotFoundError(
+            raise MissingFileError(
                 f"segmenter.checkpoint: cannot fetch {name} of {self.checkpoint} ({_brief(error)}); "
                 "a downloaded .pt file works too"
             ) from None
@@ -103,7 +104,7 @@ def _predictor_class() -> Any:
     try:
         from sam2.sam2_image_predictor import SAM2ImagePredictor
     except ImportError as error:
-        raise ImportError(
+        raise MissingPackageError(
             f"SAM2 needs the sam2 package ({_brief(error)}), built on the torch that is installed: "
             "SAM2_BUILD_CUDA=0 pip install --no-build-isolation sam2"
         ) from None
@@ -114,7 +115,7 @@ def _weights(path: Path) -> Mapping[str, Tensor]:
     """The weights of a checkpoint, on the CPU.
 
     Raises:
-        OSError: the file is no checkpoint of the package; one line that names it.
+        FileError: the file is no checkpoint of the package; one line that names it.
     """
     try:
         weights = torch.load(path, map_location="cpu", weights_only=True)["model"]
@@ -128,9 +129,9 @@ def _weights(path: Path) -> Mapping[str, Tensor]:
         TypeError,
         ValueError,
     ) as error:
-        raise OSError(f"segmenter.checkpoint: {path} is damaged or no checkpoint of sam2 ({_brief(error)})") from None
+        raise FileError(f"segmenter.checkpoint: {path} is damaged or no checkpoint of sam2 ({_brief(error)})") from None
     if not isinstance(weights, Mapping) or "image_encoder.trunk.patch_embed.proj.weight" not in weights:
-        raise OSError(f"segmenter.checkpoint: {path} holds no weights of a SAM 2 model")
+        raise FileError(f"segmenter.checkpoint: {path} holds no weights of a SAM 2 model")
     return weights
 
 
@@ -141,7 +142,7 @@ def _build(weights: Mapping[str, Tensor], path: Path) -> torch.nn.Module:
     that up for itself; so the package's own YAML file is read as it is.
 
     Raises:
-        OSError: the weights are of no known architecture, or some are missing; one line that names the file.
+        FileError: the weights are of no known architecture, or some are missing; one line that names the file.
     """
     from hydra.utils import instantiate
     from omegaconf import OmegaConf
@@ -150,7 +151,9 @@ def _build(weights: Mapping[str, Tensor], path: Path) -> torch.nn.Module:
     blocks = {name.split(".")[3] for name in weights if name.startswith("image_encoder.trunk.blocks.")}
     letter = SIZES.get((channels, len(blocks)))
     if letter is None:
-        raise OSError(f"segmenter.checkpoint: {path} is of an unknown size: {channels} channels, {len(blocks)} blocks")
+        raise FileError(
+            f"segmenter.checkpoint: {path} is of an unknown size: {channels} channels, {len(blocks)} blocks"
+        )
     version = "sam2.1" if "no_obj_embed_spatial" in weights else "sam2"
     config: Any = OmegaConf.load(str(files("sam2") / "configs" / version / f"{version}_hiera_{letter}.yaml"))
     OmegaConf.update(config, "model.sam_mask_decoder_extra_args", STABLE_SINGLE_MASK, force_add=True)
@@ -158,7 +161,9 @@ def _build(weights: Mapping[str, Tensor], path: Path) -> torch.nn.Module:
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:
-        raise OSError(f"segmenter.checkpoint: {path} does not fit {version}_hiera_{letter} ({_brief(error)})") from None
+        raise FileError(
+            f"segmenter.checkpoint: {path} does not fit {version}_hiera_{letter} ({_brief(error)})"
+        ) from None
     return model
 
 

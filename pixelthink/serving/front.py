@@ -1,4 +1,4 @@
-"""The authenticating front: every route asks for the key, only known routes exist, bodies are checked before vLLM."""
+"""The authenticating front: each route asks for the key, and bodies are checked before they go to vLLM."""
 
 from __future__ import annotations
 
@@ -9,38 +9,25 @@ from pathlib import Path
 import httpx
 from pydantic import ValidationError
 from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from pixelthink.rollouts.vllm_client import KEEP_ALIVE_SECONDS
 from pixelthink.serving.rules import Rules
 
 METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT"]
 CONNECT_SECONDS = 10.0
-KEEP_ALIVE_SECONDS = 2.0
-"""Connections to vLLM are given up before it hangs up on them after five idle seconds."""
-
-
-class Refused(Exception):
-    """A request that goes no further.
-
-    Args:
-        status: HTTP status.
-        reason: One line for whoever asked.
-    """
-
-    def __init__(self, status: int, reason: str) -> None:
-        super().__init__(reason)
-        self.status, self.reason = status, reason
 
 
 class Front:
-    """Checks requests and hands them to vLLM.
+    """Checks requests and passes them on to vLLM.
 
     Args:
         socket: Unix socket that vLLM listens on.
-        rules: What is let through.
-        key: What clients have to present as a bearer token; None lets everyone in who reaches the port.
+        rules: Allowed routes and their bodies.
+        key: Bearer token of the clients; None lets in everyone who reaches the port.
         max_body_bytes: Longest body.
     """
 
@@ -51,66 +38,68 @@ class Front:
         transport = httpx.AsyncHTTPTransport(
             uds=str(socket), limits=httpx.Limits(max_connections=None, keepalive_expiry=KEEP_ALIVE_SECONDS)
         )
-        timeout = httpx.Timeout(None, connect=CONNECT_SECONDS)  # how long an answer may take is the client's business
+        timeout = httpx.Timeout(None, connect=CONNECT_SECONDS)  # the client has a timeout of its own
         self._vllm = httpx.AsyncClient(transport=transport, base_url="http://vllm", timeout=timeout)
 
     def application(self) -> Starlette:
-        """The ASGI application."""
-        return Starlette(routes=[Route("/{path:path}", self.answer, methods=METHODS)])
+        """Returns the ASGI application."""
+        routes = [Route("/{path:path}", self.answer, methods=METHODS)]
+        return Starlette(routes=routes, exception_handlers={HTTPException: _error})
 
     async def answer(self, request: Request) -> Response:
-        """vLLM's answer to a request that may pass, or why it may not."""
-        try:
-            self._authenticate(request)
-            body = await self._checked_body(request)
-        except Refused as refusal:
-            return JSONResponse({"error": {"message": refusal.reason, "code": refusal.status}}, refusal.status)
+        """Returns vLLM's answer to an allowed request, and an error for any other."""
+        self._authenticate(request)
+        body = await self._checked_body(request)
         headers = {"Content-Type": "application/json"} if body else {}
         try:
             reply = await self._vllm.request(request.method, request.url.path, content=body, headers=headers)
         except httpx.TransportError as error:
-            reason = f"vLLM does not answer: {type(error).__name__}"
-            return JSONResponse({"error": {"message": reason, "code": 502}}, 502)
+            raise HTTPException(502, f"vLLM does not answer: {type(error).__name__}") from None
         return Response(reply.content, reply.status_code, media_type=reply.headers.get("content-type"))
 
     def _authenticate(self, request: Request) -> None:
-        """Lets holders of the key pass; compares in constant time, whatever was presented."""
+        """Checks the key in constant time."""
         if self._key is None:
             return
         scheme, _, presented = request.headers.get("authorization", "").partition(" ")
         if not hmac.compare_digest(_digest(presented), self._key) or scheme.lower() != "bearer":
-            raise Refused(401, "the key is missing or wrong")
+            raise HTTPException(401, "the key is missing or wrong")
 
     async def _checked_body(self, request: Request) -> bytes:
-        """The body, once it is known to fit the route."""
+        """Reads the body and checks it against the route."""
         method, path = request.method, request.url.path
         if (method, path) not in self._rules:
-            raise Refused(404, "there is no such route here")
+            raise HTTPException(404, "there is no such route here")
         if request.url.query:
-            raise Refused(400, "no route takes query parameters")
+            raise HTTPException(400, "no route takes query parameters")
         expected = self._rules[method, path]
         body = await self._read(request)
         if expected is None:
             if body:
-                raise Refused(400, f"{path} takes no body")
+                raise HTTPException(400, f"{path} takes no body")
             return b""
         if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
-            raise Refused(415, "the body must be application/json")
+            raise HTTPException(415, "the body must be application/json")
         try:
             expected.model_validate_json(body or b"{}")
         except ValidationError as error:
-            raise Refused(400, _first_problem(error)) from None
+            raise HTTPException(400, _first_problem(error)) from None
         return body or b"{}"
 
     async def _read(self, request: Request) -> bytes:
-        """The whole body, unless it is too long."""
+        """Reads the body, up to its longest length."""
         pieces, length = [], 0
         async for piece in request.stream():
             length += len(piece)
             if length > self._max_body_bytes:
-                raise Refused(413, f"the body is longer than {self._max_body_bytes} bytes")
+                raise HTTPException(413, f"the body is longer than {self._max_body_bytes} bytes")
             pieces.append(piece)
         return b"".join(pieces)
+
+
+async def _error(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)
+    return JSONResponse({"error": {"message": error.detail, "code": error.status_code}}, error.status_code)
 
 
 def _digest(text: str) -> bytes:
@@ -118,7 +107,7 @@ def _digest(text: str) -> bytes:
 
 
 def _first_problem(error: ValidationError) -> str:
-    """What is wrong and where; without the value, which may be a whole image."""
+    """Says what is wrong and where, without the value, which may be a whole image."""
     problem = error.errors(include_url=False, include_input=False, include_context=False)[0]
     where = ".".join(str(part) for part in problem["loc"]) or "body"
     more = error.error_count() - 1

@@ -1,14 +1,16 @@
-"""Options of the server and what must not be combined."""
+"""Options of `python -m pixelthink.serving`."""
 
 from __future__ import annotations
 
-import ipaddress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-SHORTEST_KEY = 16
-"""A key shorter than this is no key."""
+from pixelthink.errors import MissingFileError, UserError
+from pixelthink.rollouts.vllm_client import is_loopback
+
+MIN_KEY_LENGTH = 16
+"""Characters; a shorter key can be guessed."""
 
 
 @dataclass(frozen=True)
@@ -20,10 +22,10 @@ class ServeOptions:
         host: Address that the front listens on; beyond loopback only with a key.
         port: Its port; 0 takes a free one, which is printed.
         api_key_variable: Environment variable that holds the key, which every request then has to present.
-        weights_folder: Folder, shared with whoever trains, from which weights may be reloaded; null allows none.
+        weights_folder: Folder, shared with the training, from which weights may be loaded; null allows none.
         nccl: Also take weights over NCCL (GPUs only).
         served_model_name: Name by which chat requests call the model.
-        dtype: Precision of the weights; parity with the policy needs the policy's.
+        dtype: Precision of the weights; equal log-probabilities need the policy's.
         max_model_len: Longest prompt and completion together, in tokens; null takes the model's own limit.
         images_per_prompt: Most images of a request.
         tensor_parallel_size: GPUs that share the model.
@@ -57,39 +59,29 @@ class ServeOptions:
 
     def __post_init__(self) -> None:
         if self.max_body_mb < 1:
-            raise ValueError("--max_body_mb must be at least 1")
+            raise UserError("--max_body_mb must be at least 1")
         if self.weights_folder is not None and not Path(self.weights_folder).is_dir():
-            raise NotADirectoryError(f"--weights_folder: there is no folder {self.weights_folder!r}")
+            raise MissingFileError(f"--weights_folder: there is no folder {self.weights_folder!r}")
         if (self.ssl_certfile is None) != (self.ssl_keyfile is None):
-            raise ValueError("--ssl_certfile and --ssl_keyfile go together")
+            raise UserError("--ssl_certfile and --ssl_keyfile go together")
         for option in self.vllm_args:
             if option.split("=")[0] in ("--host", "--port", "--uds", "--api-key", "--allowed-local-media-path"):
-                raise ValueError(f"--vllm_args: {option.split('=')[0]} is the front's business")
+                raise UserError(f"--vllm_args: {option.split('=')[0]} is the front's business")
 
     def checked_key(self, key: str | None) -> str | None:
-        """The key, where it suffices for the address.
+        """Returns the key, or None without one.
 
         Args:
-            key: What the environment variable holds.
+            key: Value of the environment variable.
 
         Raises:
-            ValueError: an address beyond loopback without a key, or with one that can be guessed; one line.
+            UserError: the key is too short, or it is missing and other machines can reach the address.
         """
-        if key and len(key) < SHORTEST_KEY:
-            raise ValueError(f"the key in {self.api_key_variable} is shorter than {SHORTEST_KEY} characters")
+        if key and len(key) < MIN_KEY_LENGTH:
+            raise UserError(f"the key in {self.api_key_variable} is shorter than {MIN_KEY_LENGTH} characters")
         if not key and not is_loopback(self.host):
-            raise ValueError(
+            raise UserError(
                 f"--host {self.host} is reachable from other machines, and whoever reaches it could replace the "
                 f"weights: set a key in {self.api_key_variable} (openssl rand -hex 32), or keep to 127.0.0.1"
             )
         return key or None
-
-
-def is_loopback(host: str) -> bool:
-    """Whether an address is this machine's own, reachable from nowhere else."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:  # a name
-        return False

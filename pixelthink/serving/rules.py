@@ -1,8 +1,8 @@
-"""What the front lets through: a route that is not here does not exist, a body that does not fit is refused.
+"""The routes that the front allows and the bodies that they take; everything else is refused.
 
 The bodies are vLLM's own, cut down to what rollouts and ratings need. Left out on purpose: image addresses other than
 data URIs (vLLM would fetch them), serialised tensors and handles (vLLM would unpickle some), chat templates, streams,
-and every method of `/collective_rpc` but the taking of weights from one folder.
+and every method of `/collective_rpc` except loading weights from one folder.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
 
+from pixelthink.rollouts.vllm_client import CACHES
+
 DataImage = Annotated[str, StringConstraints(pattern=r"^data:image/(png|jpeg|webp);base64,[A-Za-z0-9+/]+={0,2}$")]
 TokenId = Annotated[int, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
@@ -20,20 +22,9 @@ VersionTag = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._:-]{1,100}$
 
 
 class Body(BaseModel):
-    """A JSON object that holds nothing but what is declared, each of its own type."""
+    """A JSON object with the declared fields and no others; without fields, an empty body or `{}`."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
-
-
-class Nothing(Body):
-    """No body, or `{}`."""
-
-
-class ImagePart(Body):
-    """An image of a token prompt."""
-
-    type: Literal["image_url"]
-    url: DataImage
 
 
 class SamplingBody(Body):
@@ -57,38 +48,33 @@ class SamplingBody(Body):
 class GenerateBody(Body):
     """`/inference/v1/generate`: token ids and images in, token ids out."""
 
+    class Image(Body):
+        type: Literal["image_url"]
+        url: DataImage
+
     model: str | None = None
     token_ids: Annotated[list[TokenId], Field(min_length=1)]
-    content_parts: list[ImagePart] = []
+    content_parts: list[Image] = []
     sampling_params: SamplingBody
     return_token_ids: bool = False
 
 
-class ImageUrl(Body):
-    """Where the image of a chat message is: in the message."""
-
-    url: DataImage
-
-
-class ChatImage(Body):
-    """An image in a chat message."""
-
-    type: Literal["image_url"]
-    image_url: ImageUrl
-
-
-class ChatText(Body):
-    """Text in a chat message."""
-
-    type: Literal["text"]
-    text: str
-
-
 class ChatMessage(Body):
-    """One chat message."""
+    """A chat message: text, or a list of texts and images."""
+
+    class Image(Body):
+        class Url(Body):
+            url: DataImage
+
+        type: Literal["image_url"]
+        image_url: Url
+
+    class Text(Body):
+        type: Literal["text"]
+        text: str
 
     role: Literal["system", "user", "assistant"]
-    content: str | list[ChatImage | ChatText]
+    content: str | list[Image | Text]
 
 
 class ChatBody(Body):
@@ -109,53 +95,43 @@ class ChatBody(Body):
 
 
 class VersionBody(Body):
-    """`/update_weight_version`: what answers shall call the weights from now on."""
+    """`/update_weight_version`: the version tag of later answers."""
 
     new_version: VersionTag
 
 
-class NcclInit(Body):
-    """How to join the trainer's NCCL group, see `vllm.distributed.weight_transfer`."""
-
-    master_address: str
-    master_port: Annotated[int, Field(ge=1, le=65535)]
-    rank_offset: Count
-    world_size: Count
-    packed: bool
-    packed_buffer_size_bytes: Count
-    packed_num_buffers: Count
-
-
 class NcclInitBody(Body):
-    """`/init_weight_transfer_engine`."""
+    """`/init_weight_transfer_engine`: how to join the trainer's NCCL group, see `vllm.distributed.weight_transfer`."""
 
-    init_info: NcclInit
+    class Info(Body):
+        master_address: str
+        master_port: Annotated[int, Field(ge=1, le=65535)]
+        rank_offset: Count
+        world_size: Count
+        packed: bool
+        packed_buffer_size_bytes: Count
+        packed_num_buffers: Count
 
-
-class NcclWeights(Body):
-    """Which weights come next over NCCL."""
-
-    names: list[str]
-    dtype_names: list[Literal["float32", "bfloat16", "float16"]]
-    shapes: list[list[Count]]
+    init_info: Info
 
 
 class NcclUpdateBody(Body):
-    """`/update_weights`."""
+    """`/update_weights`: the weights that come next over NCCL."""
 
-    update_info: NcclWeights
+    class Info(Body):
+        names: list[str]
+        dtype_names: list[Literal["float32", "bfloat16", "float16"]]
+        shapes: list[list[Count]]
+
+    update_info: Info
 
 
 Rules = dict[tuple[str, str], type[Body] | None]
-"""Method and path → what the body has to be; None where there is none."""
+"""(method, path) → model of the body; None where the request has none."""
 
 
 def reload_body(folder: Path) -> type[Body]:
-    """`/collective_rpc`, cut down to taking weights from below a folder.
-
-    Args:
-        folder: Where whoever trains leaves the weights.
-    """
+    """Returns the body of `/collective_rpc`, cut down to loading weights from below a folder."""
 
     def below(path: str) -> str:
         if folder.resolve() not in Path(path).resolve().parents:
@@ -168,36 +144,27 @@ def reload_body(folder: Path) -> type[Body]:
         weights_path: Annotated[str, AfterValidator(below)]
 
     class ReloadBody(Body):
-        method: Literal["take_weights"]  # of PolicyWeights, vLLM's own reload_weights made complete
+        method: Literal["take_weights"]  # of `PolicyWeights`
         kwargs: ReloadArguments
 
     return ReloadBody
 
 
 def rules(weights_folder: Path | None, nccl: bool) -> Rules:
-    """Every route of the front.
+    """Returns every route of the front.
 
     Args:
-        weights_folder: Folder that weights may be reloaded from, or None.
+        weights_folder: Folder from which weights may be loaded, or None.
         nccl: Whether weights may come over NCCL.
     """
-    table: Rules = {
-        ("GET", "/health"): None,
-        ("GET", "/v1/models"): None,
-        ("GET", "/weight_info"): None,
-        ("GET", "/get_world_size"): None,
-        ("POST", "/inference/v1/generate"): GenerateBody,
-        ("POST", "/v1/chat/completions"): ChatBody,
-    }
+    table: Rules = dict.fromkeys(("GET", path) for path in ("/health", "/v1/models", "/weight_info", "/get_world_size"))
+    posts: dict[str, type[Body]] = {"/inference/v1/generate": GenerateBody, "/v1/chat/completions": ChatBody}
     if weights_folder is not None:
-        table["POST", "/collective_rpc"] = reload_body(weights_folder)
+        posts["/collective_rpc"] = reload_body(weights_folder)
     if nccl:
-        table["POST", "/init_weight_transfer_engine"] = NcclInitBody
-        table["POST", "/start_weight_update"] = Nothing
-        table["POST", "/update_weights"] = NcclUpdateBody
-        table["POST", "/finish_weight_update"] = Nothing
+        posts |= {"/init_weight_transfer_engine": NcclInitBody, "/update_weights": NcclUpdateBody}
+        posts |= {"/start_weight_update": Body, "/finish_weight_update": Body}
     if weights_folder is not None or nccl:
-        table["POST", "/update_weight_version"] = VersionBody
-        for cache in ("prefix", "mm", "encoder"):
-            table["POST", f"/reset_{cache}_cache"] = Nothing
-    return table
+        posts["/update_weight_version"] = VersionBody
+        posts |= {f"/reset_{cache}_cache": Body for cache in CACHES}
+    return table | {("POST", path): body for path, body in posts.items()}

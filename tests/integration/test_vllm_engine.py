@@ -23,7 +23,7 @@ from pixelthink.rollouts import vllm as vllm_engine
 from pixelthink.rollouts.base import EngineScore, RolloutEngine, SamplingConfig, SyncReport
 from pixelthink.rollouts.fixed_budget import FixedBudget
 from pixelthink.rollouts.hf import HFEngine
-from pixelthink.rollouts.parity import ParityCheck, WeightSyncError
+from pixelthink.rollouts.parity import ParityCheck, WeightSyncError, policy_logprobs
 from pixelthink.rollouts.synced_engine import SyncConfig, SyncedEngine
 from pixelthink.rollouts.vllm import VLLMEngine
 from pixelthink.rollouts.vllm_requests import ImagePrompt, image_prompt
@@ -72,7 +72,7 @@ def engine_of(
 ) -> VLLMEngine:
     """An engine of another class that uses the running vLLM, set up for a policy."""
     engine = kind.__new__(kind)
-    engine.__dict__.update({**shared.__dict__, "_version": None, "_asleep": False, **state})
+    engine.__dict__.update({**shared.__dict__, "version": None, "asleep": False, **state})
     engine.setup(backbone, policy)
     return engine
 
@@ -257,7 +257,7 @@ class SkippedSync(VLLMEngine):
         if version == 0:
             return super().sync(weights, version)
         self._drop_caches()
-        self._version = version
+        self.version = version
         return SyncReport(0.0, 0, 0)
 
 
@@ -290,13 +290,18 @@ class BaseAfterWake(VLLMEngine):
 def test_sabotaged_syncs_are_caught_and_named(
     shared: VLLMEngine, backbone: Qwen25VL, policy: nn.Module, batch: PromptBatch, kind: type[VLLMEngine], named: str
 ) -> None:
-    sync = synced(engine_of(kind, shared, backbone, policy), backbone, policy)
+    engine = engine_of(kind, shared, backbone, policy)
+    sync = synced(engine, backbone, policy)
     sync.bring_up_to_date(0, batch)
     train_step(backbone, policy, batch, adam(policy))
     with pytest.raises(WeightSyncError, match=named) as caught:
         sync.bring_up_to_date(1, batch)
-    assert sync.proof is not None
-    assert f"{sync.proof.engine:.6f} in the engine and {sync.proof.policy:.6f} in the policy" in str(caught.value)
+    kept = sync.engine._parity._kept
+    assert kept is not None
+    found = engine.score(kept)[0].logprobs
+    expected = policy_logprobs(backbone, policy, backbone.encode(kept.prompts)[0], kept)
+    means = [sum(logprobs) / len(logprobs) for logprobs in (found, expected)]
+    assert f"{means[0]:.6f} in the engine and {means[1]:.6f} in the policy" in str(caught.value)
     assert "\n" not in str(caught.value)
 
 

@@ -20,7 +20,7 @@ from pixelthink.data.prompts import ShortPrompt
 from pixelthink.data.sources.shape_scenes import ShapeScenes
 from pixelthink.policies.qwen_vl import Qwen25VL
 from pixelthink.rollouts.base import SamplingConfig
-from pixelthink.rollouts.vllm_client import Patience, RolloutServer, ServerRefused, ServerUnavailable
+from pixelthink.rollouts.vllm_client import RetryPolicy, RolloutServer, ServerRefused, ServerUnavailable
 from pixelthink.rollouts.vllm_server import VLLMServerEngine, data_uri
 from pixelthink.types import PromptBatch, RolloutBatch
 from tests.servers import KEY, KEY_VARIABLE, Server, free_port
@@ -28,7 +28,7 @@ from tests.support import ROOT
 
 pytestmark = pytest.mark.slow
 SAMPLING = SamplingConfig(group_size=4, max_new_tokens=60)
-IMPATIENT = Patience(retries=2, backoff=0.05, timeout=60)
+RETRY = RetryPolicy(max_retries=2, backoff=0.05, timeout=60)
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +67,7 @@ def engine(
 ) -> Iterator[VLLMServerEngine]:
     monkeypatch.setenv(KEY_VARIABLE, KEY)
     folder = str(rollout_servers[0].weights_folder)
-    made = VLLMServerEngine([s.url for s in rollout_servers], weights_folder=folder, patience=IMPATIENT)
+    made = VLLMServerEngine([s.url for s in rollout_servers], weights_folder=folder, retry=RETRY)
     made.setup(backbone, policy)
     yield made
     made.close()
@@ -293,7 +293,7 @@ def fit(folder: Path, server: Server, *arguments: str) -> subprocess.CompletedPr
         *("--config", str(ROOT / "configs/rollout/vllm_server.yaml")),
         f"--model.rollout.servers=[{server.url}]",
         f"--model.rollout.weights_folder={server.weights_folder}",
-        *("--model.rollout.patience.retries=2", "--model.rollout.patience.backoff=0.2"),
+        *("--model.rollout.retry.max_retries=2", "--model.rollout.retry.backoff=0.2"),
         *("--data.batch_size=4", "--data.train.size=12", "--data.val=null", "--trainer.max_epochs=2"),
         *("--trainer.val_check_interval=null", "--trainer.logger=false", "--trainer.enable_progress_bar=false"),
         f"--trainer.callbacks=[{', '.join([checkpoint, recorder, *killers])}]",

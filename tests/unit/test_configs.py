@@ -8,14 +8,13 @@ from typing import Any
 import pytest
 import torch
 
-from pixelthink.cli.layers import read_yaml, with_bases
+from pixelthink.cli.layers import read_yaml, reward_of, with_bases
 from pixelthink.cli.main import PixelThinkCLI, one_line
 from pixelthink.cli.registry import load_components
 from pixelthink.errors import UserError
 from pixelthink.rewards.base import Reward
 from tests.support import ROOT
 from tools.score_rollouts import build_parser as reward_parser
-from tools.score_rollouts import reward_of
 
 RUNS = sorted(ROOT.glob("configs/*.yaml"))
 ROLLOUTS = sorted(ROOT.glob("configs/rollout/*.yaml"))

@@ -12,9 +12,10 @@ pytest.importorskip("starlette", reason="comes with vLLM")
 
 from starlette.testclient import TestClient
 
+from pixelthink.rollouts.vllm_client import is_loopback
 from pixelthink.serving.__main__ import main
 from pixelthink.serving.front import Front
-from pixelthink.serving.options import ServeOptions, is_loopback
+from pixelthink.serving.options import ServeOptions
 from pixelthink.serving.rules import rules
 from pixelthink.serving.vllm_process import command
 

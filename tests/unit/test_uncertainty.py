@@ -1,16 +1,11 @@
-"""Top-2 uncertainty: by hand, against the released function, and the tensor version against the scalar one."""
+"""Top-2 uncertainty: by hand and against the released function."""
 
 import math
 
 import pytest
-import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
-from pixelthink.rollouts.uncertainty import top2_uncertainty, top2_uncertainty_per_token
+from pixelthink.rollouts.uncertainty import top2_uncertainty
 from tests.support import golden_rows
-
-LOGPROBS = st.lists(st.tuples(st.floats(-50, 0), st.floats(-50, 0)).map(lambda p: sorted(p, reverse=True)), min_size=1)
 
 
 def test_by_hand() -> None:
@@ -34,17 +29,3 @@ def test_golden() -> None:
 def test_nan_is_an_error() -> None:
     with pytest.raises(ValueError, match="NaN"):
         top2_uncertainty([[-0.1, math.nan]])
-
-
-@given(LOGPROBS)
-def test_tensor_version_agrees(tokens: list[list[float]]) -> None:
-    per_token = top2_uncertainty_per_token(torch.tensor(tokens, dtype=torch.float64))
-    assert per_token.shape == (len(tokens),)
-    assert bool(((per_token >= 0) & (per_token <= 1)).all())
-    assert per_token.mean().item() == pytest.approx(top2_uncertainty(tokens), abs=1e-12)
-
-
-def test_tensor_version_keeps_leading_dimensions() -> None:
-    assert top2_uncertainty_per_token(torch.zeros(3, 5, 2)).shape == (3, 5)
-    with pytest.raises(ValueError, match=r"\(…, 2\), got \(2, 3\)"):
-        top2_uncertainty_per_token(torch.zeros(2, 3))

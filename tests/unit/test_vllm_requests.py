@@ -18,7 +18,8 @@ from pixelthink.data.sources.shape_scenes import ShapeScenes
 from pixelthink.policies.qwen_vl import Qwen25VL
 from pixelthink.rollouts.base import SamplingConfig
 from pixelthink.rollouts.parity import without_images
-from pixelthink.rollouts.vllm import VLLMEngine, positions_of
+from pixelthink.rollouts.vllm import VLLMEngine
+from pixelthink.rollouts.vllm_launch import max_positions
 from pixelthink.rollouts.vllm_requests import (
     completion_from_tokens,
     image_prompt,
@@ -163,4 +164,4 @@ def test_a_batch_of_which_vllm_kept_no_times_is_unmeasured() -> None:
 )
 def test_positions_of_a_model(config: dict[str, Any], expected: int | None, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(config))
-    assert positions_of(tmp_path) == expected
+    assert max_positions(tmp_path) == expected

@@ -15,6 +15,7 @@ import numpy as np
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
+from pixelthink.errors import UserError
 from pixelthink.evaluation.comparison import Comparison
 from pixelthink.evaluation.finished_run import FinishedRun
 from pixelthink.evaluation.report import charts, tables
@@ -47,7 +48,7 @@ class ReportOptions:
 
     def __post_init__(self) -> None:
         if self.max_pictures < 0 or self.picture_side < 32:
-            raise ValueError("max_pictures must be at least 0, and picture_side at least 32")
+            raise UserError("max_pictures must be at least 0, and picture_side at least 32")
 
 
 def write_report(
@@ -62,8 +63,8 @@ def write_report(
         options: How the page is made.
 
     Raises:
-        OSError: it cannot be written.
-        ValueError: a picture or mask that cannot be read; names it.
+        FileError: it cannot be written.
+        UserError: a picture or mask that cannot be read; names it.
     """
     page = render(run, comparison, options)
     path.parent.mkdir(parents=True, exist_ok=True)

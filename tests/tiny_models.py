@@ -56,7 +56,7 @@ def tiny_model(family: str, seed: int = 0, tied: bool = True, **options: Any) ->
                 if parameter.ndim > 1:
                     parameter.normal_(std=0.12)
     model.config.get_text_config()._attn_implementation = options.get("attn_implementation", "sdpa")
-    return backbone, backbone._prepare(model)
+    return backbone, backbone.prepare(model)
 
 
 def _rope(interleaved: bool) -> dict[str, Any]:

@@ -26,7 +26,7 @@ def with_bases(args: Sequence[str]) -> list[str]:
     while rest:
         option = rest.pop(0)
         name, has_value, path = option.partition("=")
-        if name != "--config" or (not has_value and not rest):
+        if name not in ("--config", "-c") or (not has_value and not rest):
             expanded.append(option)
             continue
         for file in files_of(path if has_value else rest.pop(0)):

@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from pixelthink.errors import UserError
@@ -128,7 +129,11 @@ def model_without_weights(backbone: PolicyBackbone, quantization: Quantization |
     if not backbone.path:  # made from nothing anyway
         backbone.setup()
         return backbone.load_model()
+    from transformers import AutoModelForImageTextToText
+
+    dtype, attention = getattr(torch, backbone.dtype), backbone.attn_implementation
+    model = AutoModelForImageTextToText.from_config(shape_of(backbone.path), dtype=dtype, attn_implementation=attention)
     quantization = backbone.quantization if quantization is None else quantization
-    if quantization == "none":
-        return backbone.random_model(shape_of(backbone.path))
-    return backbone.random_model(shape_of(backbone.path), lambda model: quantize_shapes(model, quantization))
+    if quantization != "none":
+        quantize_shapes(model, quantization)
+    return backbone.prepare(model)

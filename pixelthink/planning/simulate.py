@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from typing import Any
-from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
@@ -48,17 +47,12 @@ def simulate_step(
         Bytes by purpose at the peak of each phase, and the most that each purpose ever had in any of them.
     """
     ledger = Ledger(FILES)
-    with warnings.catch_warnings(), patch.object(nn.Module, "to", _where_it_is), ShapesOnly(), ledger:
+    with warnings.catch_warnings(), ShapesOnly(), ledger:
         warnings.filterwarnings("ignore", message="Accessing the data pointer of FakeTensor")  # by copy.deepcopy
         load(module, ledger, dtype)
         optimizer = optimizer_with_states(module, ledger, on_gpu)
         ledger.most.clear()
         return run_step(module, optimizer, size, ledger, autocast), ledger.most
-
-
-def _where_it_is(module: nn.Module, *target: Any, **options: Any) -> nn.Module:
-    """In place of `Module.to`, by which adapters and offloaded references travel: there is one device only."""
-    return module
 
 
 def load(module: GRPOModule, ledger: Ledger, dtype: torch.dtype | None = None) -> None:

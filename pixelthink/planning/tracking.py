@@ -12,10 +12,10 @@ import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -32,11 +32,26 @@ class ShapesOnly(FakeTensorMode):
     """A mode in which floating-point tensors have shapes but no values, and integers have both.
 
     Ranges are real as well, since positions are made from them. A computation that asks a floating-point tensor for a
-    value fails here, as it must.
+    value fails here, as it must. There is one device only, and `Module.to` leaves a module where it is: torch's own
+    cannot move parameters without values.
     """
 
     def __init__(self) -> None:
         super().__init__(allow_non_fake_inputs=True)
+        self._module_to = nn.Module.to
+        self._entered = 0  # torch enters the mode again while it is entered
+
+    def __enter__(self) -> Self:
+        nn.Module.to = lambda module, *target, **options: module  # type: ignore[assignment]
+        self._entered += 1
+        super().__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        self._entered -= 1
+        if not self._entered:
+            nn.Module.to = self._module_to  # type: ignore[method-assign]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}

@@ -11,14 +11,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd.function import once_differentiable
+from torch.distributed.tensor import DTensor
 from torch.nn.functional import linear
 
 BLOCK_LOGITS = 2**23
 """Logits that live at a time: 32 MiB in float32. Fewer than these in all are kept for backward, not computed twice."""
-PLAIN = (nn.Parameter, Tensor, FakeTensor)
-"""Weights that are computed in blocks; a fake stands for a plain tensor in memory plans."""
 
 
 def selected_logprobs(
@@ -44,7 +42,7 @@ def selected_logprobs(
     Returns:
         Log-probabilities (M,) in float32 and entropies (M,) in float32 or None.
     """
-    plain = type(head) is nn.Linear and head.bias is None and type(head.weight) in PLAIN
+    plain = type(head) is nn.Linear and head.bias is None and not isinstance(head.weight, DTensor)
     if not plain:
         return _whole(head(hidden).float(), token_ids, with_entropy, entropy_gradient)
     weight: Tensor = head.weight  # type: ignore[assignment]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -93,10 +93,10 @@ class Qwen25VL(PolicyBackbone):
             )
 
     def load_model(self) -> nn.Module:
-        return self._prepare(self._load(self.quantization))
+        return self.prepare(self._load(self.quantization))
 
     def load_quantized(self, quantization: Literal["nf4", "int8"]) -> nn.Module:
-        return self._prepare(self._load(quantization))
+        return self.prepare(self._load(quantization))
 
     def _load(self, quantization: Quantization) -> Any:
         """The transformers model as it is on disk."""
@@ -114,24 +114,8 @@ class Qwen25VL(PolicyBackbone):
                 **options,
             )
 
-    def random_model(self, config: Any, change: Callable[[Any], None] | None = None) -> nn.Module:
-        """What `load_model` gives, but with random weights: for memory plans, under `memory.tracking.ShapesOnly`.
-
-        Args:
-            config: The model's transformers config.
-            change: Called with the transformers model before adapters come in and weights are frozen.
-        """
-        from transformers import AutoModelForImageTextToText
-
-        model = AutoModelForImageTextToText.from_config(
-            config, dtype=getattr(torch, self.dtype), attn_implementation=self.attn_implementation
-        )
-        if change is not None:
-            change(model)
-        return self._prepare(model)
-
-    def _prepare(self, model: Any) -> nn.Module:
-        """Makes a model ready for training: who is trained, how attention is computed, what is kept for backward."""
+    def prepare(self, model: Any) -> nn.Module:
+        """Makes a transformers model ready: what is trained, how attention is computed, what backward keeps."""
         model.train()
         use_segments(model)
         use_one_kernel(model)

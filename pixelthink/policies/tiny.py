@@ -126,7 +126,7 @@ class FreshTinyQwen25VL(Qwen25VL):
     def load_model(self) -> nn.Module:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
-            return self._prepare(self._fresh_model())
+            return self.prepare(self._fresh_model())
 
     def _processor(self, image_processor: Any, tokenizer: Any) -> Any:
         from transformers import Qwen2_5_VLProcessor, Qwen2VLVideoProcessor

@@ -11,12 +11,22 @@ from pixelthink.grpo.loss import GRPOConfig
 from pixelthink.rewards.base import Reward
 
 
-def check_answer_style(trainer: L.Trainer, reward: Reward) -> None:
-    """The reward has to read the answers that the prompts ask for.
+def check_training(
+    trainer: L.Trainer, answerer: Answerer, reward: Reward, config: GRPOConfig, sample_ahead: bool
+) -> None:
+    """Refuses a run whose parts do not fit.
 
     Raises:
-        UserError: it reads another style.
+        UserError: the reward reads another answer style than the prompts ask for; or sampling ahead is asked for and
+            cannot work.
     """
+    _check_answer_style(trainer, reward)
+    if sample_ahead:
+        _check_sampling_ahead(trainer, answerer, config)
+
+
+def _check_answer_style(trainer: L.Trainer, reward: Reward) -> None:
+    """The reward has to read the answers that the prompts ask for."""
     prompt = getattr(getattr(trainer, "datamodule", None), "prompt", None)
     asked = prompt.answer_style if prompt is not None else "single"
     if asked != reward.answer_style:
@@ -26,12 +36,8 @@ def check_answer_style(trainer: L.Trainer, reward: Reward) -> None:
         )
 
 
-def check_sampling_ahead(trainer: L.Trainer, answerer: Answerer, config: GRPOConfig) -> None:
-    """Sampling ahead has to be possible, and must not bias the gradient unseen.
-
-    Raises:
-        UserError: the engine samples in this process, nothing corrects the bias, or the next batch cannot be known.
-    """
+def _check_sampling_ahead(trainer: L.Trainer, answerer: Answerer, config: GRPOConfig) -> None:
+    """The engine must sample beside the training, the bias be corrected, and the next batch be known."""
     if not answerer.samples_beside_training:
         engine = answerer.engine_type.__name__
         raise UserError(f"sample_ahead: {engine} samples in this process; use VLLMServerEngine, or leave it off")

@@ -63,8 +63,7 @@ class EvaluationModule(SegmentationModule):
     def validation_step(self, batch: PromptBatch, batch_idx: int) -> list[Prediction]:  # type: ignore[override]
         return self.evaluator.step(self.answerer, batch)
 
-    def test_step(self, batch: PromptBatch, batch_idx: int) -> list[Prediction]:  # type: ignore[override]
-        return self.evaluator.step(self.answerer, batch)
+    test_step = validation_step
 
     def predict_step(self, batch: PromptBatch, batch_idx: int) -> list[Prediction]:
         return self.evaluator.step(self.answerer, batch, measuring=False)

@@ -46,7 +46,7 @@ from pixelthink.rollouts.hf import HFEngine
 from pixelthink.segmenters.base import Segmenter
 from pixelthink.segmenters.grabcut import GrabCut
 from pixelthink.timing import Stopwatch
-from pixelthink.training.checks import check_answer_style, check_sampling_ahead
+from pixelthink.training.checks import check_training
 from pixelthink.training.learner import Learner, check_checkpoint, checkpointed
 from pixelthink.training.optim import OptimizerFactory, SchedulerFactory
 from pixelthink.training.scorer import Gradients, Scorer
@@ -105,16 +105,12 @@ class GRPOModule(SegmentationModule):
         self.begun_rollout: Any = None  # of a checkpoint, until the engine takes it back
         self.reference_model: nn.Module | None = None  # where the reference is a model that the trainer places
 
-    # What Lightning asks before training
-
     def configure_callbacks(self) -> list[Callback]:
         return [Lifecycle(self)]
 
     def setup(self, stage: str) -> None:
         if stage == "fit":
-            check_answer_style(self.trainer, self.reward)
-        if stage == "fit" and self.sample_ahead:
-            check_sampling_ahead(self.trainer, self.answerer, self.grpo)
+            check_training(self.trainer, self.answerer, self.reward, self.grpo, self.sample_ahead)
 
     def configure_model(self) -> None:
         """Loads the policy and, where a fit needs one, its reference; Lightning may call this more than once."""
@@ -139,8 +135,6 @@ class GRPOModule(SegmentationModule):
         self.answerer.engine.load_state_dict(self.begun_rollout)
         self.run_seed = self.trainer.strategy.broadcast(torch.initial_seed() % 2**31)
 
-    # The algorithm
-
     def training_step(self, batch: PromptBatch, batch_idx: int) -> None:
         clock = Stopwatch()
         with clock("generate"), self.answerer.engine.serving():
@@ -153,7 +147,7 @@ class GRPOModule(SegmentationModule):
         with clock("update"):
             updates = [self.update(minibatch) for minibatch in minibatches(experience, self.grpo)]
         curves = step_curves(rollout, rewards, updates, clock.seconds, self.processes)
-        self.log_dict({**curves, "train/skipped_steps": float(self.learner.skipped_steps)})
+        self.log_dict(curves | {"train/skipped_steps": float(self.learner.skipped_steps)})
         self.log("reward", curves["train/reward"], prog_bar=True, logger=False)
         self.log("think_tokens", curves["train/reasoning_tokens"], prog_bar=True, logger=False)
 
@@ -178,25 +172,16 @@ class GRPOModule(SegmentationModule):
         return replace(gradients, stats={**gradients.stats, "grad_norm": norm})
 
     def step_seed(self, later: int = 0) -> int:
-        """Seed of this step's sampling, the same on all processes: a function of the run's seed and the step.
-
-        Args:
-            later: Optimizer steps from now on.
-        """
+        """Seed of the sampling `later` optimizer steps from now: a function of the run's seed and the step alone."""
         return (self.run_seed * 1_000_003 + (self.global_step + later) * 1_009) % 2**63
-
-    # Evaluation
 
     def validation_step(self, batch: PromptBatch, batch_idx: int) -> list[Prediction]:  # type: ignore[override]
         return self.evaluator.step(self.answerer, batch)
 
-    def test_step(self, batch: PromptBatch, batch_idx: int) -> list[Prediction]:  # type: ignore[override]
-        return self.evaluator.step(self.answerer, batch)
+    test_step = validation_step
 
     def predict_step(self, batch: PromptBatch, batch_idx: int) -> list[Prediction]:
         return self.evaluator.step(self.answerer, batch, measuring=False)
-
-    # Checkpoints
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Leaves out weights that can be loaded from elsewhere; adds the rollout that was begun for the next step."""

@@ -78,8 +78,6 @@ class SFTModule(SegmentationModule):
         self.micro_batch_size = micro_batch_size
         self.policy: nn.Module | None = None
 
-    # What Lightning asks before training
-
     def configure_callbacks(self) -> list[Callback]:
         return [Lifecycle(self)]
 
@@ -98,8 +96,6 @@ class SFTModule(SegmentationModule):
     def configure_optimizers(self) -> Any:
         assert self.policy is not None
         return self.learner.configure(self.policy)
-
-    # The algorithm
 
     def training_step(self, batch: PromptBatch, batch_idx: int) -> None:
         assert self.policy is not None
@@ -161,18 +157,13 @@ class SFTModule(SegmentationModule):
         scores = score_with_gradient(backbone, self.policy, prompts, responses, range(len(examples)))
         return -scores.logprobs.sum()  # padding scores are 0
 
-    # Evaluation
-
     def validation_step(self, batch: PromptBatch, batch_idx: int) -> list[Prediction]:  # type: ignore[override]
         return self.evaluator.step(self.answerer, batch)
 
-    def test_step(self, batch: PromptBatch, batch_idx: int) -> list[Prediction]:  # type: ignore[override]
-        return self.evaluator.step(self.answerer, batch)
+    test_step = validation_step
 
     def predict_step(self, batch: PromptBatch, batch_idx: int) -> list[Prediction]:
         return self.evaluator.step(self.answerer, batch, measuring=False)
-
-    # Checkpoints
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         assert self.policy is not None

@@ -83,7 +83,7 @@ class ChatClient:
     """
 
     def __init__(
-        self, options: ChatOptions, api_key: str | None = None, sleep: Callable[[float], object] = time.sleep
+        self, options: ChatOptions, api_key: str | None = None, sleep: Callable[[float], None] = time.sleep
     ) -> None:
         import openai
 

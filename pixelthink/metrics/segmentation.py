@@ -124,10 +124,15 @@ class SegmentationMetrics(Metric):
         return values | {name.replace("total_ms", "samples_per_second"): speed for name, speed in speeds.items()}
 
     def _scores(self, columns: Columns) -> dict[str, float]:
-        pixels = (columns[name].astype(np.int64) for name in ("intersection", "union"))
-        objects = columns["objects"] if self.count == "object" else None
-        options = {"objects": objects, "samples": self.bootstrap_samples, "seed": self.bootstrap_seed}
-        values = mask_scores(*pixels, columns["iou"], self.protocol, **options)
+        values = mask_scores(
+            columns["intersection"].astype(np.int64),
+            columns["union"].astype(np.int64),
+            columns["iou"],
+            self.protocol,
+            objects=columns["objects"] if self.count == "object" else None,
+            samples=self.bootstrap_samples,
+            seed=self.bootstrap_seed,
+        )
         for name in [name for name in values if name.endswith("_ci95")]:
             values[f"{name}_low"], values[f"{name}_high"] = values.pop(name)
         return values

@@ -124,7 +124,8 @@ def histogram(runs: Sequence[Sequence[float]], label: str) -> str:
 
 def level_groups(levels: Sequence[str | None]) -> list[tuple[str, list[int]]]:
     """(level, positions) of each level that occurs; (all, every position) where none does."""
-    groups = [(level, [i for i, found in enumerate(levels) if found == level]) for level in LEVELS if level in levels]
+    names: list[str] = [level for level in LEVELS if level in levels]
+    groups = [(name, [i for i, found in enumerate(levels) if found == name]) for name in names]
     return groups or [("all", list(range(len(levels))))]
 
 

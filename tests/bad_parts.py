@@ -69,7 +69,7 @@ class FillDisk(Callback):
         if self.before_step < 0:
             self._fill()
 
-    def on_test_end(self, *rest: Any) -> None:
+    def on_test_epoch_end(self, *rest: Any) -> None:
         self._fill()
 
     def _fill(self) -> None:

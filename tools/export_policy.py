@@ -18,6 +18,7 @@ from torch import nn
 from pixelthink.callbacks.hf_export import export_policy
 from pixelthink.cli.main import USER_ERRORS, one_line
 from pixelthink.cli.registry import load_components
+from pixelthink.errors import MissingFileError, UserError
 from pixelthink.files.checkpoints import AtomicCheckpointIO
 from pixelthink.policies.base import PolicyBackbone
 
@@ -28,13 +29,13 @@ def policy_of(config: Path) -> PolicyBackbone:
     """The policy that a run's config names, as an object without weights.
 
     Raises:
-        ValueError: the config has no `model.init_args.policy`; one line.
+        UserError: the config has no `model.init_args.policy`; one line.
     """
     if not config.is_file():
-        raise FileNotFoundError(f"--config: there is no file {str(config)!r}")
+        raise MissingFileError(f"--config: there is no file {str(config)!r}")
     node = OmegaConf.select(OmegaConf.load(config), "model.init_args.policy")
     if node is None:
-        raise ValueError(f"--config: {config} has no model.init_args.policy")
+        raise UserError(f"--config: {config} has no model.init_args.policy")
     load_components()
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(PolicyBackbone, "policy")
@@ -48,16 +49,16 @@ def load_checkpoint(backbone: PolicyBackbone, model: nn.Module, checkpoint: Path
     """Puts a checkpoint's weights into a model.
 
     Raises:
-        ValueError: the checkpoint holds other weights than this policy's; one line.
-        FileNotFoundError: there is no such file; one line.
+        UserError: the checkpoint holds other weights than this policy's; one line.
+        MissingFileError: there is no such file; one line.
     """
     if not checkpoint.is_file():
-        raise FileNotFoundError(f"--checkpoint: there is no file {str(checkpoint)!r}")
+        raise MissingFileError(f"--checkpoint: there is no file {str(checkpoint)!r}")
     state = AtomicCheckpointIO().load_checkpoint(checkpoint, map_location="cpu")["state_dict"]
     weights = {name.removeprefix(PREFIX): value for name, value in state.items() if name.startswith(PREFIX)}
     expected = backbone.checkpointed(model)
     if different := sorted(expected ^ weights.keys()):
-        raise ValueError(
+        raise UserError(
             f"--checkpoint: {checkpoint} is another policy's than the config's: {len(different)} weights are in one "
             f"and not in the other, {different[0]!r} first"
         )

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 from pixelthink.answering.answerer import Answerer
 from pixelthink.answering.segmenting import missing_image_prediction
@@ -98,7 +98,10 @@ class Evaluator:
             results.open(settings or {})
 
     def step(self, answerer: Answerer, batch: PromptBatch, *, measuring: bool = True) -> list[Prediction]:
-        """Has a batch answered, unless an interrupted run has answered it, and adds the predictions.
+        """Has a batch answered, unless an interrupted run has answered all of it, and adds the predictions.
+
+        A batch is asked as a whole or not at all: so an interrupted run gives the numbers of one that was not
+        interrupted, also where an image that it had not found can be read now.
 
         Args:
             answerer: Has been started.
@@ -108,22 +111,17 @@ class Evaluator:
         Returns:
             P predictions.
         """
-        predictions = self.recorded(batch) or answerer.answer(batch, self.config.sampling)
-        self.add(predictions, measuring=measuring)
-        return predictions
-
-    def recorded(self, batch: PromptBatch) -> list[Prediction] | None:
-        """The predictions of a batch that need no asking; None where one of them does.
-
-        A batch is answered as a whole or not at all: so an interrupted run gives the numbers of one that was not
-        interrupted, also where an image that it had not found can be read now.
-        """
-        found = [self._recorded(prompt) for prompt in batch.prompts]
-        predictions = [prediction for prediction in found if prediction is not None]
-        return predictions if len(predictions) == len(found) else None
+        predictions = [self._recorded(prompt) for prompt in batch.prompts]
+        if None in predictions:
+            answered = answerer.answer(batch, self.config.sampling)
+            pairs = zip(batch.prompts, predictions, answered, strict=True)
+            predictions = [known if prompt.sample.missing is not None else answer for prompt, known, answer in pairs]
+        complete = cast("list[Prediction]", predictions)
+        self.add(complete, measuring=measuring)
+        return complete
 
     def _recorded(self, prompt: Prompt) -> Prediction | None:
-        """An interrupted run's answer or, without an image, that there is none."""
+        """An interrupted run's answer or, without an image, that there is none; None where the prompt must be asked."""
         row = self._results.known.get(prompt.sample.id) if self._results is not None else None
         if row is not None and was_asked(row["failure"]):
             return recorded_prediction(prompt, row)

@@ -59,7 +59,7 @@ def results(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
 
 
 @pytest.fixture(scope="module")
-def unsharded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of an evaluation that nothing happened to."""
     folder = tmp_path_factory.mktemp("whole")
     main(["test", *command(folder)])
@@ -362,7 +362,7 @@ def test_the_reference_judge_says_that_it_is_no_rscore(tmp_path: Path) -> None:
     main(
         [
             "test",
-            *command(tmp_path, "--model.judge=ReferenceJudge", "--model.evaluation.judge.reference=brief"),
+            *command(tmp_path, "--model.judge=ReferenceJudge", "--model.judge.reference=brief"),
         ]
     )
     metrics, rows = results(tmp_path)

@@ -99,13 +99,14 @@ def read_log(path: str | Path) -> list[Any]:
 
 
 def append_log(path: str | Path, values: Iterable[Any]) -> None:
-    """Appends JSON values, one a line, in one write that is on the disk when this returns.
+    """Appends JSON values, one a line, in one write that is on the disk when this returns; makes the folder if missing.
 
     Raises:
         FileError: the file cannot be written.
     """
     lines = "".join(json.dumps(value, ensure_ascii=False) + "\n" for value in values)
     try:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
         with Path(path).open("ab") as file:
             file.write(lines.encode("utf-8"))
             file.flush()

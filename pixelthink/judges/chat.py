@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
+import io
 import itertools
 import json
 import threading
@@ -13,6 +15,7 @@ from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 from urllib.parse import urlsplit
 
+from PIL import Image
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt
 
 from pixelthink.errors import UserError
@@ -223,3 +226,13 @@ def question_key(model: str, schema: Mapping[str, Any], messages: Sequence[Mappi
     """Key of a cached answer: a hash of everything that the answer depends on."""
     asked = json.dumps([model, schema, messages], sort_keys=True)
     return hashlib.sha256(asked.encode("utf-8")).hexdigest()
+
+
+def image_part(image: Image.Image, side: int) -> dict[str, Any]:
+    """The part of a message that shows an image, as a JPEG with a longer side of at most `side` pixels."""
+    small = image.copy()
+    small.thumbnail((side, side), Image.Resampling.BICUBIC)
+    buffer = io.BytesIO()
+    small.save(buffer, format="JPEG", quality=90)
+    url = "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+    return {"type": "image_url", "image_url": {"url": url}}

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import threading
-from pathlib import Path
 
 from pixelthink.errors import UserError
+from pixelthink.files.jsonl import append_log
 from pixelthink.judges.base import Judge, JudgedSample, Verdict, reference_of
 from pixelthink.judges.chat import AnswerCache, ChatClient, ChatOptions, ServerError, question_key
 from pixelthink.judges.rubric import SCHEMA, judge_messages, parse_score
@@ -67,7 +67,7 @@ class OpenAIJudge(Judge):
         self._last_failure: ServerError | None = None
 
     def setup(self) -> None:
-        Path(self.cache).parent.mkdir(parents=True, exist_ok=True)
+        append_log(self.cache, [])  # fails now if it cannot be written
         self._answers = AnswerCache(self.cache, "verdict", lambda text: {"score": parse_score(text)})
         self._client = ChatClient(self.options, os.environ.get(self.api_key_variable))
         self._failures_in_a_row = 0

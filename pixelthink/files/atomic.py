@@ -36,7 +36,7 @@ def atomic_file(path: Path, *, shared: bool = False) -> Iterator[IO[bytes]]:
     except UserError:
         raise
     except OSError as error:
-        raise FileError(f"{path} cannot be written: {error.strerror or error}") from error
+        raise write_error(path, error) from error
     finally:
         if path.parent.is_dir():
             scratch.unlink(missing_ok=True)
@@ -46,3 +46,10 @@ def write_atomically(path: Path, data: bytes | str, *, shared: bool = False) -> 
     """Writes bytes, or text as UTF-8; everything else as in `atomic_file`."""
     with atomic_file(path, shared=shared) as file:
         file.write(data.encode("utf-8") if isinstance(data, str) else data)
+
+
+def write_error(path: str | Path, error: OSError) -> FileError:
+    """A one-line error that names the file; its `strerror` is the reason alone."""
+    named = FileError(f"{path} cannot be written: {error.strerror or error}")
+    named.strerror = error.strerror
+    return named

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pixelthink.errors import FileError, MissingFileError, UserError
-from pixelthink.files.atomic import atomic_file
+from pixelthink.files.atomic import atomic_file, write_error
 
 
 def row_error(path: str | Path, row: int, message: object) -> FileError:
@@ -112,7 +112,7 @@ def append_log(path: str | Path, values: Iterable[Any]) -> None:
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
-        raise FileError(f"{path} cannot be written: {error.strerror or error}") from error
+        raise write_error(path, error) from error
 
 
 def _parse_row(path: str | Path, row: int, line: bytes) -> dict[str, Any]:

@@ -135,7 +135,7 @@ def predicted(shape: Shape, checkpointing: bool, folder: Path) -> int:
     from pixelthink.rollouts.hf import HFEngine
 
     module, size = parts(shape, checkpointing, folder)
-    phases, _ = simulate_step(module, HFEngine(), size)
+    phases, *_ = simulate_step(module, HFEngine(), size)
     return max(phase.total() for phase in phases.values())
 
 
@@ -167,8 +167,9 @@ def take_step(shape: Shape, checkpointing: bool, folder: Path) -> None:
     folder.mkdir(exist_ok=True, parents=True)
     module, size = parts(shape, checkpointing, folder)
     nobody = Ledger()  # not entered: it sees no operator
-    load(module, nobody)
-    run_step(module, HFEngine(), optimizer_with_states(module, nobody, on_gpu=False), size)
+    scorer = load(module, nobody)
+    optimizer = optimizer_with_states(module, scorer.policy, nobody, on_gpu=False)
+    run_step(scorer, HFEngine(), optimizer, size, module.sampling)
 
 
 def memory(field: str) -> int:

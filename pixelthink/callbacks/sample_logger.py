@@ -14,6 +14,9 @@ from PIL import Image, ImageDraw, ImageFont
 
 from pixelthink.callbacks.drawing import PREDICTED_COLOR, TRUE_COLOR, Color, draw_boxes, draw_mask, draw_targets
 from pixelthink.errors import UserError
+from pixelthink.evaluation.interface import SegmentationModule
+from pixelthink.metrics.functional import ProtocolName, get_protocol
+from pixelthink.metrics.measured import measure
 from pixelthink.types import Prediction
 
 HEADER, LINE = 22, 18
@@ -46,16 +49,15 @@ class SampleLogger(Callback):
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         shown, self._shown = self._shown, []
         for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero:
+            if isinstance(logger, TensorBoardLogger) and isinstance(pl_module, SegmentationModule):
                 for index, prediction in enumerate(shown):
-                    logger.experiment.add_image(
-                        f"samples/{index}", draw_panel(prediction, self.side), trainer.global_step, dataformats="HWC"
-                    )
+                    panel = draw_panel(prediction, self.side, pl_module.evaluator.config.protocol)
+                    logger.experiment.add_image(f"samples/{index}", panel, trainer.global_step, dataformats="HWC")
 
     on_test_epoch_end = on_validation_epoch_end
 
 
-def draw_panel(prediction: Prediction, side: int = 336) -> np.ndarray:
+def draw_panel(prediction: Prediction, side: int = 336, protocol: ProtocolName = "segzero") -> np.ndarray:
     """One prediction as a picture: truth on the left, answer on the right, texts below.
 
     Mask, box and points are green where they are true and red where they are answered; the true box is on the right
@@ -64,6 +66,7 @@ def draw_panel(prediction: Prediction, side: int = 336) -> np.ndarray:
     Args:
         prediction: What to show; the truth is left out where it is unknown.
         side: Longer side of each image in pixels.
+        protocol: Rules for ignored pixels and empty masks.
 
     Returns:
         uint8 RGB (height, width, 3).
@@ -81,7 +84,7 @@ def draw_panel(prediction: Prediction, side: int = 336) -> np.ndarray:
     panel.paste(right, (size[0] + 4, HEADER))
     draw = ImageDraw.Draw(panel)
     draw.text((4, 3), "truth", fill=_darker(TRUE_COLOR), font=_font())
-    draw.text((size[0] + 8, 3), _headline(prediction), fill=_darker(PREDICTED_COLOR), font=_font())
+    draw.text((size[0] + 8, 3), _headline(prediction, protocol), fill=_darker(PREDICTED_COLOR), font=_font())
     for number, line in enumerate(text):
         draw.text((4, HEADER + size[1] + 4 + LINE * number), line, fill="black", font=_font())
     return np.asarray(panel)
@@ -92,15 +95,13 @@ def _font() -> Any:
     return ImageFont.load_default(14)
 
 
-def _headline(prediction: Prediction) -> str:
-    """ "answer" with its IoU, or with the reason why there is no mask."""
+def _headline(prediction: Prediction, protocol: ProtocolName) -> str:
+    """ "answer" with its IoU under the protocol, or with the reason why there is no mask."""
     if prediction.failure is not None:
         return f"no answer: {prediction.failure}"
-    truth = prediction.prompt.sample.mask
-    if truth is None:
+    if prediction.prompt.sample.mask is None:
         return "answer"
-    union = (truth | prediction.mask).sum()
-    return f"answer, IoU {(truth & prediction.mask).sum() / union if union else 1.0:.2f}"
+    return f"answer, IoU {measure(prediction, get_protocol(protocol)).iou:.2f} ({protocol})"
 
 
 def _darker(color: Color) -> Color:

@@ -100,16 +100,15 @@ class Engine:
     meanwhile: Mapping[str, int]
 
     @staticmethod
-    def of(run: Run, machine: Machine) -> Engine:
+    def of(run: Run, policy: nn.Module, machine: Machine) -> Engine:
         """Of the run's engine. The key-value cache gets what the engine's share leaves beside its weights.
 
         Raises:
             UserError: the engine's share does not hold its weights; one line with both.
         """
-        engine, policy = run.engine, run.module.policy
+        engine = run.engine
         if not isinstance(engine, VLLMEngine) or not run.on_gpu:
             return Engine({}, {})
-        assert policy is not None
         dtype = None if engine.requested_dtype == "auto" else getattr(torch, engine.requested_dtype)
         weights = parameter_bytes(policy.parameters(), dtype) // engine.tensor_parallel_size
         share = round(engine.gpu_memory_share * machine.gpu_memory * GIB)
@@ -142,16 +141,15 @@ def plan_run(
         module.sampling.group_size,
         response_tokens or module.sampling.max_new_tokens,
     )
-    phases, most = simulate_step(
+    phases, most, policy = simulate_step(
         module, run.engine, size, autocast=run.autocast(), dtype=run.true_dtype, on_gpu=run.on_gpu
     )
-    assert module.policy is not None
-    trained = sum(p.numel() for p in trainable_parameters(module.policy))
-    packed = [part for part in module.policy.modules() if isinstance(part, ShapedLinear)]
+    trained = sum(p.numel() for p in trainable_parameters(policy))
+    packed = [part for part in policy.modules() if isinstance(part, ShapedLinear)]
     unpacked = sum(part.in_features * part.out_features - part.weight.numel() for part in packed)
-    parameters = (sum(p.numel() for p in module.policy.parameters()) + unpacked, trained)
-    engine = Engine.of(run, machine)
-    plan = {name: across_processes(name, phase, run) for name, phase in phases.items()}
+    parameters = (sum(p.numel() for p in policy.parameters()) + unpacked, trained)
+    engine = Engine.of(run, policy, machine)
+    plan = {name: across_processes(name, phase, run, policy) for name, phase in phases.items()}
     if "rollout" not in plan:  # another engine samples: beside it lies what lies there all the time
         idle = {purpose: count for purpose, count in plan["optimizer"].items() if purpose in LASTING}
         plan["rollout"] = Counter({**dict.fromkeys(PURPOSES, 0), **idle})
@@ -160,11 +158,10 @@ def plan_run(
     return MemoryPlan({name: plan[name] for name in PHASES}, size, parameters, most)
 
 
-def across_processes(name: str, phase: Mapping[str, int], run: Run) -> Counter[str]:
+def across_processes(name: str, phase: Mapping[str, int], run: Run, policy: nn.Module) -> Counter[str]:
     """A phase of one process among several: what they share is divided, and what they exchange is added."""
     found = Counter({purpose: phase.get(purpose, 0) for purpose in PURPOSES})
-    assert run.module.policy is not None
-    trained = [p for p in run.module.policy.parameters() if p.requires_grad]
+    trained = [p for p in policy.parameters() if p.requires_grad]
     reference = run.module.reference
     if name != "reference" and isinstance(reference, FrozenCopy) and reference.offload:
         found["reference"] = 0
@@ -174,9 +171,9 @@ def across_processes(name: str, phase: Mapping[str, int], run: Run) -> Counter[s
         for purpose in SHARDED + (("activations",) if name == "optimizer" else ()):
             found[purpose] = -(-found[purpose] // run.gpus)
         if name == "update":
-            found["communication"] += gathered(run.module.policy, run.gathered_dtype)
+            found["communication"] += gathered(policy, run.gathered_dtype)
         elif name != "optimizer" and (name != "rollout" or isinstance(run.engine, HFEngine)):
-            found["communication"] += parameter_bytes(run.module.policy.parameters(), run.gathered_dtype)
+            found["communication"] += parameter_bytes(policy.parameters(), run.gathered_dtype)
     return found
 
 

@@ -22,6 +22,7 @@ from pixelthink.policies.reference import FrozenCopy, QuantizedCopy
 from pixelthink.rollouts.base import RolloutEngine
 from pixelthink.training.grpo_module import GRPOModule
 from pixelthink.training.learner import trainable_parameters
+from pixelthink.training.scorer import Scorer
 
 EIGHT_BIT_FROM, EIGHT_BIT_BLOCK = 4096, 256
 """bitsandbytes keeps states of smaller parameters in float32, and a float32 scale for each block of larger ones'."""
@@ -35,11 +36,11 @@ def simulate_step(
     autocast: AbstractContextManager[Any] | None = None,
     dtype: torch.dtype | None = None,
     on_gpu: bool = False,
-) -> tuple[Phases, Counter[str]]:
+) -> tuple[Phases, Counter[str], nn.Module]:
     """What a process by itself would hold in a step of a run that has been going on for a while.
 
     Args:
-        module: Without weights; keeps a model without values.
+        module: The run's, without weights.
         engine: The run's.
         size: How much there is to do.
         autocast: The precision's context.
@@ -47,34 +48,37 @@ def simulate_step(
         on_gpu: Whether torch would choose what it chooses for parameters on a GPU.
 
     Returns:
-        Bytes by purpose at the peak of each phase, and the most that each purpose ever had in any of them.
+        Bytes by purpose at the peak of each phase; the most that each purpose ever had in any of them; the policy,
+        whose weights have no values.
     """
     ledger = Ledger(FILES)
     with warnings.catch_warnings(), ShapesOnly(), ledger:
         warnings.filterwarnings("ignore", message="Accessing the data pointer of FakeTensor")  # by copy.deepcopy
-        load(module, ledger, dtype)
-        optimizer = optimizer_with_states(module, ledger, on_gpu)
+        scorer = load(module, ledger, dtype)
+        optimizer = optimizer_with_states(module, scorer.policy, ledger, on_gpu)
         ledger.most.clear()
-        return run_step(module, engine, optimizer, size, ledger, autocast), ledger.most
+        phases = run_step(scorer, engine, optimizer, size, module.sampling, ledger, autocast)
+        return phases, ledger.most, scorer.policy
 
 
-def load(module: GRPOModule, ledger: Ledger, dtype: torch.dtype | None = None) -> None:
-    """Gives the module its policy and reference as `configure_model` and the precision would."""
-    module.policy = model_without_weights(module.answerer.backbone)
+def load(module: GRPOModule, ledger: Ledger, dtype: torch.dtype | None = None) -> Scorer:
+    """The module's scorer with policy and reference as `configure_model` and the precision would make them."""
+    backbone, reference = module.answerer.backbone, module.reference
+    policy = model_without_weights(backbone)
     if dtype is not None:
-        for tensor in stored(module.policy):
+        for tensor in stored(policy):
             if tensor.is_floating_point():
                 tensor.data = tensor.data.to(dtype)
-    ledger.label(stored(module.policy), "weights")
+    ledger.label(stored(policy), "weights")
     if module.grpo.kl_coef > 0:
-        if isinstance(module.reference, QuantizedCopy):
-            module.reference = _QuantizedShape(module.reference)
-        module.reference_model = module.reference.build(module.answerer.backbone, module.policy)
-        with module.reference.weights(module.policy) as model:
-            if model is not module.policy:
+        reference = _QuantizedShape(reference) if isinstance(reference, QuantizedCopy) else reference
+        reference.build(backbone, policy)
+        with reference.weights(policy) as model:
+            if model is not policy:
                 ledger.label(stored(model), "reference")
-    for parameter in trainable_parameters(module.policy):
+    for parameter in trainable_parameters(policy):
         parameter.register_post_accumulate_grad_hook(lambda p: ledger.label([p.grad], "gradients"))
+    return Scorer(backbone, policy, reference, module.grpo)
 
 
 class _QuantizedShape(FrozenCopy):
@@ -93,14 +97,13 @@ def stored(model: nn.Module) -> Iterable[Tensor]:
     return [*model.parameters(), *model.buffers()]
 
 
-def optimizer_with_states(module: GRPOModule, ledger: Ledger, on_gpu: bool) -> Optimizer:
-    """The module's optimizer as it is after its first step.
+def optimizer_with_states(module: GRPOModule, policy: nn.Module, ledger: Ledger, on_gpu: bool) -> Optimizer:
+    """The module's optimizer of a policy as it is after its first step.
 
     Raises:
         UserError: its step cannot be taken with shapes only, so its states are not known; one line that names it.
     """
-    assert module.policy is not None
-    parameters = list(trainable_parameters(module.policy))
+    parameters = list(trainable_parameters(policy))
     optimizer = module.learner.optimizer(parameters)
     if type(optimizer).__module__.startswith("bitsandbytes"):
         return EightBit(parameters, ledger, paged="Paged" in type(optimizer).__name__)

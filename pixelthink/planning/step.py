@@ -21,12 +21,11 @@ from pixelthink.parallel.processes import Processes
 from pixelthink.planning.tracking import Ledger
 from pixelthink.policies.base import EncodedPrompt
 from pixelthink.policies.vision import tower_is_frozen, vision_features
-from pixelthink.rollouts.base import RolloutEngine
+from pixelthink.rollouts.base import RolloutEngine, SamplingConfig
 from pixelthink.rollouts.decode import RESERVE_STEPS
 from pixelthink.rollouts.group_cache import GroupCache, grown
 from pixelthink.rollouts.hf import HFEngine
 from pixelthink.rollouts.sampling import draw
-from pixelthink.training.grpo_module import GRPOModule
 from pixelthink.training.learner import trainable_parameters
 from pixelthink.training.scorer import Scorer
 
@@ -89,10 +88,11 @@ def experience_of(prompts: Sequence[EncodedPrompt], size: StepSize, config: GRPO
 
 
 def run_step(
-    module: GRPOModule,
+    scorer: Scorer,
     engine: RolloutEngine,
     optimizer: Optimizer,
     size: StepSize,
+    sampling: SamplingConfig,
     ledger: Ledger | None = None,
     autocast: AbstractContextManager[Any] | None = None,
 ) -> Phases:
@@ -102,38 +102,37 @@ def run_step(
     Micro-batches are equally large or smaller than the first, so two of them stand for all.
 
     Args:
-        module: With its policy, and its reference where there is one.
+        scorer: With policy and reference.
         engine: The run's; only `HFEngine` holds anything in this process.
         optimizer: Of the policy.
         size: How much there is to do.
+        sampling: How completions are sampled.
         ledger: Where entered, the phases' peaks are read from it.
         autocast: The precision's context.
 
     Returns:
         Peaks by phase: `images`, `rollout`, `reference`, `update`, `optimizer`. Empty without a ledger.
     """
-    policy = module.policy
-    assert policy is not None
-    scorer = Scorer(module.answerer.backbone, policy, module.reference, module.grpo)
+    policy = scorer.policy
     phases: Phases = {}
     ledger = ledger or Ledger()
     with autocast or nullcontext():
-        prompts, phases["images"] = with_features(module, encoded_prompts(policy, size), ledger)
+        prompts, phases["images"] = with_features(policy, encoded_prompts(policy, size), ledger)
         if isinstance(engine, HFEngine):
             with ledger.watch() as peak:
-                decode_last_token(module, engine, prompts, size, ledger)
+                decode_last_token(scorer, engine, prompts, size, sampling, ledger)
             phases["rollout"] = peak()
         if not tower_is_frozen(cast("Any", policy).model):
             prompts = [replace(prompt, features=None) for prompt in prompts]
-        experience = experience_of(prompts, size, module.grpo)
+        experience = experience_of(prompts, size, scorer.config)
         with ledger.watch() as peak:
             score_without_gradient(scorer, experience)
         phases["reference"] = peak()
         with ledger.watch() as peak:
-            backward(scorer, next(minibatches(experience, module.grpo)), ledger)
+            backward(scorer, next(minibatches(experience, scorer.config)), ledger)
         phases["update"] = peak()
     with ledger.watch() as peak:
-        nn.utils.clip_grad_norm_(list(trainable_parameters(policy)), module.grpo.max_grad_norm)
+        nn.utils.clip_grad_norm_(list(trainable_parameters(policy)), scorer.config.max_grad_norm)
         optimizer.step()
     phases["optimizer"] = peak()
     optimizer.zero_grad()
@@ -141,13 +140,13 @@ def run_step(
 
 
 def with_features(
-    module: GRPOModule, prompts: Sequence[EncodedPrompt], ledger: Ledger
+    policy: nn.Module, prompts: Sequence[EncodedPrompt], ledger: Ledger
 ) -> tuple[list[EncodedPrompt], Counter[str]]:
     """Prompts with vision features, and the peak of the tower's pass over all of them at once.
 
     One image goes through the tower; the pass over n equal ones holds n times as much.
     """
-    core = cast("Any", module.policy).model
+    core = cast("Any", policy).model
     before = ledger.live["vision"]
     with ledger.watch() as peak, torch.no_grad():
         (features,) = vision_features(core, prompts[:1])
@@ -185,26 +184,30 @@ def largest_of(pieces: Sequence[Experience[EncodedPrompt]]) -> Experience[Encode
 
 
 def decode_last_token(
-    module: GRPOModule, engine: HFEngine, prompts: Sequence[EncodedPrompt], size: StepSize, ledger: Ledger
+    scorer: Scorer,
+    engine: HFEngine,
+    prompts: Sequence[EncodedPrompt],
+    size: StepSize,
+    sampling: SamplingConfig,
+    ledger: Ledger,
 ) -> None:
     """Reads prompts, and decodes the last token of all their completions beside a full key-value cache."""
-    model = module.policy
-    assert model is not None
+    model, backbone = scorer.policy, scorer.backbone
     together = max(1, engine.batch_size // size.group_size) if engine.batch_size else len(prompts)
     prompts = prompts[:together]
     model.eval()
     with torch.no_grad():
         cache = GroupCache(reserve=size.group_size * min(size.response_tokens, RESERVE_STEPS))
-        prefill = module.answerer.backbone.prefill(model, prompts, cache)
+        prefill = backbone.prefill(model, prompts, cache)
         cache.open_prompts(prefill.lengths)
         slots = torch.arange(size.group_size).repeat(len(prompts), 1)
         fill(cache, slots, size.response_tokens)
         ledger.label([tensor for layer in cache.layers for tensor in layer], "KV cache")
         cache.open(slots)
         positions = torch.full_like(slots, 1)
-        logits = module.answerer.backbone.decode(model, torch.zeros_like(slots), positions, cache, cache.visible(slots))
+        logits = backbone.decode(model, torch.zeros_like(slots), positions, cache, cache.visible(slots))
         uniform = torch.zeros(slots.numel())
-        draw(logits.flatten(0, 1), torch.zeros(1, dtype=torch.int64), module.sampling, uniform)
+        draw(logits.flatten(0, 1), torch.zeros(1, dtype=torch.int64), sampling, uniform)
     model.train()
 
 

@@ -176,8 +176,8 @@ class PromptableSegmenter(Segmenter):
     @torch.no_grad()
     def _embeddings(self, images: dict[bytes, np.ndarray]) -> dict[bytes, Embedding]:
         """Embeddings of a few images by key; those that are not in the cache are made in one call."""
-        found = {key: self.cache.get(key) for key in images}
-        missing = [key for key, embedding in found.items() if embedding is None]
+        found: dict[bytes, Embedding] = {key: self.cache[key] for key in images if key in self.cache}
+        missing = [key for key in images if key not in found]
         if missing:
             with self._precision():
                 levels = self._embed([images[key] for key in missing])
@@ -186,7 +186,7 @@ class PromptableSegmenter(Segmenter):
                 found[key] = tuple(level[i : i + 1].clone() for level in levels)
                 if self.cache.maxsize:
                     self.cache[key] = found[key]
-        return {key: embedding for key, embedding in found.items() if embedding is not None}
+        return {key: found[key] for key in images}
 
     @torch.no_grad()
     def _decoded(

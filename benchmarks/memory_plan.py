@@ -132,8 +132,10 @@ def parts(shape: Shape, checkpointing: bool, folder: Path) -> tuple[Any, Any]:
 def predicted(shape: Shape, checkpointing: bool, folder: Path) -> int:
     """Bytes of the fullest phase, computed with shapes only."""
     from pixelthink.planning.simulate import simulate_step
+    from pixelthink.rollouts.hf import HFEngine
 
-    phases, _ = simulate_step(*parts(shape, checkpointing, folder))
+    module, size = parts(shape, checkpointing, folder)
+    phases, _ = simulate_step(module, HFEngine(), size)
     return max(phase.total() for phase in phases.values())
 
 
@@ -159,13 +161,14 @@ def take_step(shape: Shape, checkpointing: bool, folder: Path) -> None:
     from pixelthink.planning.simulate import load, optimizer_with_states
     from pixelthink.planning.step import run_step
     from pixelthink.planning.tracking import Ledger
+    from pixelthink.rollouts.hf import HFEngine
 
     torch.set_num_threads(1)
     folder.mkdir(exist_ok=True, parents=True)
     module, size = parts(shape, checkpointing, folder)
     nobody = Ledger()  # not entered: it sees no operator
     load(module, nobody)
-    run_step(module, optimizer_with_states(module, nobody, on_gpu=False), size)
+    run_step(module, HFEngine(), optimizer_with_states(module, nobody, on_gpu=False), size)
 
 
 def memory(field: str) -> int:

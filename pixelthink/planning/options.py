@@ -100,10 +100,8 @@ def _options(run: Run) -> Iterator[tuple[tuple[str, ...], str, bool]]:
     fewer = tuple(side // 56 * 28 if side % 28 == 0 else side // 64 * 32 for side in size)
     coarser = f"--data.image_size=[{fewer[0]}, {fewer[1]}]"
     yield (coarser,), "small objects are seen less well; thresholds in pixels mean other things", min(fewer) > 0
-    if isinstance(module.answerer._rollout, HFEngine):
-        together = (
-            run.prompts if not module.answerer._rollout.batch_size else module.answerer._rollout.batch_size // group
-        )
+    if isinstance(run.engine, HFEngine):
+        together = run.engine.batch_size // group if run.engine.batch_size else run.prompts
         yield (f"--model.rollout.batch_size={group}",), "rollouts take longer", together > 1
     sharding = f"--trainer.strategy={{class_path: {FSDP2.__module__}.FSDP2}}"
     yield (sharding,), "more traffic between GPUs", run.gpus > 1 and not run.sharded

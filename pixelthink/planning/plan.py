@@ -106,7 +106,7 @@ class Engine:
         Raises:
             UserError: the engine's share does not hold its weights; one line with both.
         """
-        engine, policy = run.module.answerer._rollout, run.module.policy
+        engine, policy = run.engine, run.module.policy
         if not isinstance(engine, VLLMEngine) or not run.on_gpu:
             return Engine({}, {})
         assert policy is not None
@@ -142,7 +142,9 @@ def plan_run(
         module.sampling.group_size,
         response_tokens or module.sampling.max_new_tokens,
     )
-    phases, most = simulate_step(module, size, autocast=run.autocast(), dtype=run.true_dtype, on_gpu=run.on_gpu)
+    phases, most = simulate_step(
+        module, run.engine, size, autocast=run.autocast(), dtype=run.true_dtype, on_gpu=run.on_gpu
+    )
     assert module.policy is not None
     trained = sum(p.numel() for p in trainable_parameters(module.policy))
     packed = [part for part in module.policy.modules() if isinstance(part, ShapedLinear)]
@@ -173,7 +175,7 @@ def across_processes(name: str, phase: Mapping[str, int], run: Run) -> Counter[s
             found[purpose] = -(-found[purpose] // run.gpus)
         if name == "update":
             found["communication"] += gathered(run.module.policy, run.gathered_dtype)
-        elif name != "optimizer" and (name != "rollout" or isinstance(run.module.answerer._rollout, HFEngine)):
+        elif name != "optimizer" and (name != "rollout" or isinstance(run.engine, HFEngine)):
             found["communication"] += parameter_bytes(run.module.policy.parameters(), run.gathered_dtype)
     return found
 

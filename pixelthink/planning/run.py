@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from jsonargparse import ArgumentParser
 from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, ModelParallelStrategy
 from torch.optim import Optimizer
 
@@ -15,6 +16,7 @@ from pixelthink.cli.main import PixelThinkCLI
 from pixelthink.data.datamodule import PromptData
 from pixelthink.errors import UserError
 from pixelthink.parallel.strategy import FSDP2
+from pixelthink.rollouts.base import RolloutEngine
 from pixelthink.training.grpo_module import GRPOModule
 
 CHARACTERS_PER_TOKEN = 3.5
@@ -37,12 +39,14 @@ class Run:
 
     Attributes:
         module: The module, without weights.
+        engine: Its rollout engine.
         data: The data module; no file of it is opened.
         settings: The trainer's arguments.
         gpus: Processes, one a GPU.
     """
 
     module: GRPOModule
+    engine: RolloutEngine
     data: PromptData
     settings: Any
     gpus: int
@@ -61,7 +65,11 @@ class Run:
         cli = _Described(args=list(arguments), run=False)
         if not isinstance(cli.model, GRPOModule):
             raise UserError(f"memory plans are made of GRPOModule's runs, not of {type(cli.model).__name__}'s")
-        run = Run(cli.model, cli.datamodule, cli.config_init["trainer"], gpus)
+        parser = ArgumentParser(exit_on_error=False)
+        parser.add_subclass_arguments(RolloutEngine, "rollout")
+        rollout = cli.config.as_dict()["model"]["init_args"]["rollout"]
+        engine = parser.instantiate_classes(parser.parse_object({"rollout": rollout})).rollout
+        run = Run(cli.model, engine, cli.datamodule, cli.config_init["trainer"], gpus)
         if run.data.batch_size % gpus:
             raise UserError(f"data.batch_size: {run.data.batch_size} prompts do not divide among {gpus} GPUs")
         return run

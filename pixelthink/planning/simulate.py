@@ -19,6 +19,7 @@ from pixelthink.planning.tracking import Ledger, ShapesOnly
 from pixelthink.policies.base import PolicyBackbone
 from pixelthink.policies.quantization import Quantization
 from pixelthink.policies.reference import FrozenCopy, QuantizedCopy
+from pixelthink.rollouts.base import RolloutEngine
 from pixelthink.training.grpo_module import GRPOModule
 from pixelthink.training.learner import trainable_parameters
 
@@ -28,6 +29,7 @@ EIGHT_BIT_FROM, EIGHT_BIT_BLOCK = 4096, 256
 
 def simulate_step(
     module: GRPOModule,
+    engine: RolloutEngine,
     size: StepSize,
     *,
     autocast: AbstractContextManager[Any] | None = None,
@@ -38,6 +40,7 @@ def simulate_step(
 
     Args:
         module: Without weights; keeps a model without values.
+        engine: The run's.
         size: How much there is to do.
         autocast: The precision's context.
         dtype: What the precision converts the weights to; None leaves them.
@@ -52,7 +55,7 @@ def simulate_step(
         load(module, ledger, dtype)
         optimizer = optimizer_with_states(module, ledger, on_gpu)
         ledger.most.clear()
-        return run_step(module, optimizer, size, ledger, autocast), ledger.most
+        return run_step(module, engine, optimizer, size, ledger, autocast), ledger.most
 
 
 def load(module: GRPOModule, ledger: Ledger, dtype: torch.dtype | None = None) -> None:

@@ -10,16 +10,18 @@ from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
+from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
 from torch.optim import Optimizer
 
 from pixelthink.grpo.experience import Experience, minibatches
-from pixelthink.grpo.loss import grpo_loss
-from pixelthink.grpo.micro_batches import drop_zero_advantage, micro_batches
+from pixelthink.grpo.loss import GRPOConfig
+from pixelthink.grpo.micro_batches import micro_batches
+from pixelthink.parallel.processes import Processes
 from pixelthink.planning.tracking import Ledger
 from pixelthink.policies.base import EncodedPrompt
 from pixelthink.policies.vision import tower_is_frozen, vision_features
+from pixelthink.rollouts.base import RolloutEngine
 from pixelthink.rollouts.decode import RESERVE_STEPS
 from pixelthink.rollouts.group_cache import GroupCache, grown
 from pixelthink.rollouts.hf import HFEngine
@@ -66,34 +68,42 @@ def encoded_prompts(model: nn.Module, size: StepSize) -> list[EncodedPrompt]:
     return [EncodedPrompt(token_ids, torch.zeros(width * height, values), grid) for _ in range(size.prompts)]
 
 
-def experience_of(prompts: Sequence[EncodedPrompt], size: StepSize) -> Experience[EncodedPrompt]:
+def experience_of(prompts: Sequence[EncodedPrompt], size: StepSize, config: GRPOConfig) -> Experience[EncodedPrompt]:
     """Completions of full length behind prompts, with different advantages so that none is left out."""
     count = len(prompts) * size.group_size
     completions = tuple(torch.zeros(size.response_tokens, dtype=torch.int64) for _ in range(count))
+
+    def table(needed: bool = True) -> Tensor | None:
+        return torch.zeros(count, size.response_tokens) if needed else None
+
     return Experience(
         prompts=prompts,
         completions=completions,
         prompt_index=tuple(i // size.group_size for i in range(count)),
-        mask=pad_sequence([torch.ones(len(c), dtype=torch.bool) for c in completions], True),
+        mask=torch.ones(count, size.response_tokens, dtype=torch.int64).bool(),
         advantages=torch.arange(1, count + 1),
-        rollout_logprobs=torch.zeros(count, size.response_tokens),
+        old_logprobs=table(config.minibatches * config.epochs > 1),
+        ref_logprobs=table(config.kl_coef > 0),
+        rollout_logprobs=table(),
     )
 
 
 def run_step(
     module: GRPOModule,
+    engine: RolloutEngine,
     optimizer: Optimizer,
     size: StepSize,
     ledger: Ledger | None = None,
     autocast: AbstractContextManager[Any] | None = None,
 ) -> Phases:
-    """Takes a training step with completions of full length.
+    """Takes a training step with completions of full length, by the module's own scorer.
 
     What is not done: parsing and rewarding, which hold no tensors to speak of, and decoding but for its last step.
     Micro-batches are equally large or smaller than the first, so two of them stand for all.
 
     Args:
         module: With its policy, and its reference where there is one.
+        engine: The run's; only `HFEngine` holds anything in this process.
         optimizer: Of the policy.
         size: How much there is to do.
         ledger: Where entered, the phases' peaks are read from it.
@@ -102,27 +112,28 @@ def run_step(
     Returns:
         Peaks by phase: `images`, `rollout`, `reference`, `update`, `optimizer`. Empty without a ledger.
     """
-    model = module.policy
-    assert model is not None
+    policy = module.policy
+    assert policy is not None
+    scorer = Scorer(module.answerer.backbone, policy, module.reference, module.grpo)
     phases: Phases = {}
     ledger = ledger or Ledger()
     with autocast or nullcontext():
-        prompts, phases["images"] = with_features(module, encoded_prompts(model, size), ledger)
-        if isinstance(module.answerer._rollout, HFEngine):
+        prompts, phases["images"] = with_features(module, encoded_prompts(policy, size), ledger)
+        if isinstance(engine, HFEngine):
             with ledger.watch() as peak:
-                decode_last_token(module, module.answerer._rollout, prompts, size, ledger)
+                decode_last_token(module, engine, prompts, size, ledger)
             phases["rollout"] = peak()
-        if not tower_is_frozen(cast("Any", model).model):
+        if not tower_is_frozen(cast("Any", policy).model):
             prompts = [replace(prompt, features=None) for prompt in prompts]
-        experience = experience_of(prompts, size)
+        experience = experience_of(prompts, size, module.grpo)
         with ledger.watch() as peak:
-            experience = with_frozen_logprobs(module, experience)
+            score_without_gradient(scorer, experience)
         phases["reference"] = peak()
         with ledger.watch() as peak:
-            backward(module, next(minibatches(experience, module.grpo)), ledger)
+            backward(scorer, next(minibatches(experience, module.grpo)), ledger)
         phases["update"] = peak()
     with ledger.watch() as peak:
-        nn.utils.clip_grad_norm_(list(trainable_parameters(model)), module.grpo.max_grad_norm)
+        nn.utils.clip_grad_norm_(list(trainable_parameters(policy)), module.grpo.max_grad_norm)
         optimizer.step()
     phases["optimizer"] = peak()
     optimizer.zero_grad()
@@ -147,50 +158,30 @@ def with_features(
     return [replace(p, features=f) for p, f in zip(prompts, [features, *copies], strict=True)], found
 
 
-def with_frozen_logprobs(module: GRPOModule, experience: Experience[EncodedPrompt]) -> Experience[EncodedPrompt]:
-    """The experience with the log-probabilities that the module would add; the largest micro-batch is computed."""
-    assert module.policy is not None
-    found: dict[str, Tensor] = {}
-    if module.grpo.minibatches * module.grpo.epochs > 1:
-        frozen(module, module.policy, experience)
-        found["old_logprobs"] = torch.zeros(experience.mask.shape)
-    if module.grpo.kl_coef > 0:
-        with module.reference.weights(module.policy) as model:
-            frozen(module, model, experience)
-        found["ref_logprobs"] = torch.zeros(experience.mask.shape)
-    return Experience(**{**vars(experience), **found})
+def score_without_gradient(scorer: Scorer, experience: Experience[EncodedPrompt]) -> None:
+    """Scores the largest micro-batch under the models that `Scorer.experience` scores all of them under."""
+    largest = largest_of(micro_batches(experience, scorer.config, scorer.backbone.shares_prefix))
+    parts = largest.prompts, largest.completions, largest.prompt_index
+    if experience.old_logprobs is not None:
+        scorer.frozen_logprobs(scorer.policy, *parts)
+    if experience.ref_logprobs is not None:
+        with scorer.reference.weights(scorer.policy) as model:
+            scorer.frozen_logprobs(model, *parts)
 
 
-def scorer_of(module: GRPOModule) -> Scorer:
-    """The module's scorer, as `on_fit_start` makes it."""
-    assert module.policy is not None
-    return Scorer(module.answerer.backbone, module.policy, module.reference, module.grpo)
-
-
-def frozen(module: GRPOModule, model: nn.Module, experience: Experience[EncodedPrompt]) -> None:
-    """Scores the largest micro-batch without gradient."""
-    largest = first_micro_batch(module, experience)
-    scorer_of(module).frozen_logprobs(model, largest.prompts, largest.completions, largest.prompt_index)
-
-
-def first_micro_batch(module: GRPOModule, experience: Experience[EncodedPrompt]) -> Experience[EncodedPrompt]:
-    """The micro-batch with the most tokens."""
-    pieces = micro_batches(experience, module.grpo, module.answerer.backbone.shares_prefix)
-    return max(pieces, key=lambda piece: int(piece.token_count))
-
-
-def backward(module: GRPOModule, minibatch: Experience[EncodedPrompt], ledger: Ledger) -> None:
+def backward(scorer: Scorer, minibatch: Experience[EncodedPrompt], ledger: Ledger) -> None:
     """Forward and backward of the largest micro-batch; where there are several, beside the gradients of another."""
-    pieces = micro_batches(
-        drop_zero_advantage(minibatch, module.grpo), module.grpo, module.answerer.backbone.shares_prefix
-    )
+    pieces = micro_batches(minibatch, scorer.config, scorer.backbone.shares_prefix)
     if len(pieces) > 1:
-        assert module.policy is not None
-        for parameter in trainable_parameters(module.policy):
+        for parameter in trainable_parameters(scorer.policy):
             parameter.grad = torch.zeros_like(parameter)
             ledger.label([parameter.grad], "gradients")
-    largest = max(pieces, key=lambda piece: int(piece.token_count))
-    grpo_loss(scorer_of(module).loss_inputs(largest), module.grpo, normalizer=minibatch.token_count).loss.backward()
+    scorer.gradients(largest_of(pieces), Processes(SingleDeviceStrategy(torch.device("cpu"))))
+
+
+def largest_of(pieces: Sequence[Experience[EncodedPrompt]]) -> Experience[EncodedPrompt]:
+    """The micro-batch with the most tokens."""
+    return max(pieces, key=lambda piece: int(piece.token_count))
 
 
 def decode_last_token(

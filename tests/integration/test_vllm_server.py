@@ -7,24 +7,25 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pixelthink.data.collate import Collate
 from pixelthink.data.prompts import ShortPrompt
 from pixelthink.data.sources.shape_scenes import ShapeScenes
 from pixelthink.policies.qwen_vl import Qwen25VL
-from pixelthink.rollouts.base import SamplingConfig
+from pixelthink.rollouts.base import SamplingConfig, SyncReport
 from pixelthink.rollouts.vllm_client import RetryPolicy, RolloutServer, ServerRefused, ServerUnavailable
 from pixelthink.rollouts.vllm_server import VLLMServerEngine, data_uri
 from pixelthink.types import PromptBatch, RolloutBatch
 from tests.servers import KEY, KEY_VARIABLE, Server, free_port
 from tests.support import ROOT
+from tools import estimate_difficulty
 
 pytestmark = pytest.mark.slow
 SAMPLING = SamplingConfig(group_size=4, max_new_tokens=60)
@@ -366,3 +367,45 @@ def test_images_go_over_without_loss(batch: PromptBatch) -> None:
     image = batch.prompts[0].image
     sent = Image.open(io.BytesIO(base64.b64decode(data_uri(image).partition(",")[2])))
     assert (sent.mode, sent.tobytes()) == (image.mode, image.tobytes())
+
+
+class OtherWeights(VLLMServerEngine):
+    """Hands over other weights than it is given: the policy's plus noise."""
+
+    def sync(self, weights: Iterable[tuple[str, Tensor]], version: int, adapter: Path | None = None) -> SyncReport:
+        noisy = ((name, weight + 0.3 * torch.randn_like(weight)) for name, weight in weights)
+        return super().sync(noisy, version, adapter)
+
+
+@pytest.mark.parametrize("engine_class", ["VLLMServerEngine", "tests.integration.test_vllm_server.OtherWeights"])
+def test_difficulties_are_not_estimated_with_other_weights(
+    engine_class: str,
+    rollout_servers: tuple[Server, Server],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv(KEY_VARIABLE, KEY)
+    run, output = tmp_path / "run.json", tmp_path / "difficulty.json"
+    policy = {"path": str(ROOT / "assets/tiny_policy"), "dtype": "float32", "local_files_only": True}
+    servers = {"servers": [s.url for s in rollout_servers], "weights_folder": str(rollout_servers[0].weights_folder)}
+    model = {
+        "policy": {"class_path": "Qwen25VL", "init_args": policy},
+        "rollout": {"class_path": engine_class, "init_args": servers},
+        "sampling": {"group_size": 2, "max_new_tokens": 150},
+    }
+    data = {
+        "train": {"class_path": "ShapeScenes", "init_args": {"size": 8, "levels": ["easy"]}},
+        "prompt": "ShortPrompt",
+        "image_size": [112, 112],
+    }
+    run.write_text(json.dumps({"model": {"class_path": "GRPOModule", "init_args": model}, "data": data}), "utf-8")
+    arguments = [f"--run={run}", f"--output={output}", "--rollouts=2", "--batch_size=8"]
+    status, printed = estimate_difficulty.main(arguments), capsys.readouterr()
+    if engine_class == "VLLMServerEngine":
+        assert status == 0
+        assert float(printed.out.split("mean success ")[1].split(",")[0]) > 0.7
+    else:
+        assert status == 2
+        assert "the rollout engine does not sample from the policy's weights of step 0" in printed.err
+        assert not output.exists()

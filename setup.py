@@ -24,7 +24,7 @@ setup(
         "torchmetrics>=1.8",
         "tensorboard>=2.18",
         "numpy>=1.26",
-        "scipy>=1.11",
+        "scipy>=1.15",
         "pillow>=10",
         "opencv-python-headless>=4.9",
         "pycocotools>=2.0.8",
@@ -36,6 +36,8 @@ setup(
         "jinja2>=3.1",
         "markupsafe>=2",
         "safetensors>=0.4",
+        "openai>=2",
+        "tenacity>=9",
     ],
     extras_require={
         "vllm": ["vllm>=0.32"],

@@ -22,7 +22,7 @@ from pathlib import Path
 from jsonargparse import CLI
 from omegaconf import OmegaConf
 
-from pixelthink.metrics.headlines import HEADLINES
+from pixelthink.metrics.segmentation import HEADLINES
 
 REWARDS = {
     "accuracy only": ("--model.reward.length=NoLengthScore",),

@@ -30,7 +30,7 @@ class Server:
                     outer._now += 1
                     outer.most = max(outer.most, outer._now)
                     number = len(outer.requests)
-                    outer.requests.append((dict(self.headers), body))
+                    outer.requests.append(({name.title(): value for name, value in self.headers.items()}, body))
                 try:
                     reply = answer(number, body) if self.path == "/v1/chat/completions" else (404, {}, b"no such page")
                 finally:

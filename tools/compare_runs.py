@@ -7,7 +7,7 @@ difference B − A, its 95 % interval and a p-value, then the samples that gaine
 every changed sample, as JSON.
 
 Runs of different protocols, counts or samples are refused, unless `--protocol`, `--count` or `--subset` says what to
-compare. Whatever is wrong is one line on standard error, with exit code 2.
+compare. Errors are one line on standard error, with exit code 2.
 """
 
 from __future__ import annotations
@@ -18,20 +18,14 @@ from pathlib import Path
 
 from jsonargparse import ArgumentError, ArgumentParser
 
+from pixelthink.errors import UserError
 from pixelthink.evaluation.comparison import Comparison, Pair, Subset, compare, comparison_document
 from pixelthink.evaluation.finished_run import read_run
+from pixelthink.evaluation.report.tables import LABELS
 from pixelthink.evaluation.results import write_document
+from pixelthink.metrics.bootstrap import Difference
 from pixelthink.metrics.counting import Count
 from pixelthink.metrics.functional import ProtocolName
-from pixelthink.metrics.paired import Difference
-
-LABELS = {
-    "giou": "gIoU",
-    "ciou": "cIoU",
-    "reasoning_tokens": "reasoning tokens",
-    "response_tokens": "response tokens",
-    "parse_rate": "parse rate",
-}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -39,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         options = build_parser().parse_args(arguments)
         if options.bootstrap_samples < 1 or options.top < 0:
-            raise ValueError("--bootstrap_samples must be at least 1, and --top at least 0")
+            raise UserError("--bootstrap_samples must be at least 1, and --top at least 0")
         comparison = compare(
             read_run(options.run_a),
             read_run(options.run_b),
@@ -50,9 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             seed=options.seed,
         )
         output = Path(options.output or comparison.b.folder / f"comparison_with_{comparison.a.name}.json")
-        output.parent.mkdir(parents=True, exist_ok=True)
         write_document(output, comparison_document(comparison))
-    except (ArgumentError, OSError, ValueError) as error:
+    except (ArgumentError, UserError) as error:
         print(f"error: {' '.join(str(error).split())[:500]}", file=sys.stderr)
         return 2
     print("\n".join(lines(comparison, options.top)))

@@ -14,7 +14,7 @@ from pathlib import Path
 from jsonargparse import CLI
 from omegaconf import OmegaConf
 
-from pixelthink.metrics.headlines import HEADLINES
+from pixelthink.metrics.segmentation import HEADLINES
 
 COLUMNS = {heading: metric for heading, metric in HEADLINES.items() if heading != "gIoU easy"}
 

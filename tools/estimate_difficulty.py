@@ -33,6 +33,7 @@ from pixelthink.data.datamodule import PromptData
 from pixelthink.data.difficulty import released_rows, success_to_difficulty
 from pixelthink.errors import UserError
 from pixelthink.evaluation.interface import SegmentationModule
+from pixelthink.files.atomic import write_atomically
 from pixelthink.files.jsonl import append_log, read_log
 from pixelthink.geometry import Target, box_iou
 from pixelthink.parsing import Answer, parse_completion
@@ -55,9 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ArgumentError, OmegaConfBaseException, UserError) as error:
         print(f"error: {' '.join(str(error).split())[:500]}", file=sys.stderr)
         return 2
-    temporary = Path(f"{options.output}.tmp")
-    temporary.write_text(json.dumps(rows, ensure_ascii=False, indent=1), encoding="utf-8")
-    temporary.replace(options.output)
+    write_atomically(Path(options.output), json.dumps(rows, ensure_ascii=False, indent=1))
     print(f"{len(rows)} samples, mean success {fmean(success.values()):.3f}, {len(set(success.values()))} distinct")
     return 0
 

@@ -3,8 +3,8 @@
     python tools/report.py runs/x --output report.html
     python tools/report.py runs/a runs/b --output comparison.html
 
-A run is a folder of `ResultsWriter`, which writes such a page itself as `report.html`. Whatever is wrong is one line on
-standard error, with exit code 2.
+A run is a folder of `ResultsWriter`, which writes such a page itself as `report.html`. Errors are one line on standard
+error, with exit code 2.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from pathlib import Path
 
 from jsonargparse import ArgumentError, ArgumentParser
 
+from pixelthink.errors import UserError
 from pixelthink.evaluation.comparison import Subset, compare
 from pixelthink.evaluation.finished_run import read_run
 from pixelthink.evaluation.report.page import ReportOptions, write_report
@@ -27,16 +28,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         options = build_parser().parse_args(arguments)
         if len(options.runs) > 2:
-            raise ValueError(f"a page shows one run or compares two, got {len(options.runs)}")
+            raise UserError(f"a page shows one run or compares two, got {len(options.runs)}")
         runs = [read_run(folder) for folder in options.runs]
         comparison = None
         if len(runs) == 2:
             comparison = compare(*runs, subset=options.subset, protocol=options.protocol, count=options.count)
         elif options.protocol is not None or options.count is not None or options.subset != "all":
-            raise ValueError("--protocol and --subset are for comparisons, as --count is, that is for two runs")
+            raise UserError("--protocol and --subset are for comparisons, as --count is, that is for two runs")
         report = ReportOptions(options.title, options.note, options.max_pictures, options.picture_side)
         write_report(Path(options.output), runs[0], comparison, report)
-    except (ArgumentError, ImportError, OSError, ValueError) as error:
+    except (ArgumentError, UserError) as error:
         print(f"error: {' '.join(str(error).split())[:500]}", file=sys.stderr)
         return 2
     print(f"written: {options.output} ({Path(options.output).stat().st_size / 1e6:.1f} MB)")

@@ -4,7 +4,7 @@
 
 A row of the input holds `id`, `prediction`, `target` and, where there is one, `ignore`; masks are COCO RLE,
 `{"size": [H, W], "counts": …}`. It may hold `difficulty`, 1 to 10, and `failure`, why there is no answer: such a row
-scores 0, whatever its masks, which may be null then. The `samples.jsonl` of an evaluation is such a file.
+scores 0, and its masks may be null. The `samples.jsonl` of an evaluation is such a file.
 
 Prints one JSON object: `protocol`, `n`, `giou` and `ciou` in 0 to 1, and their 95 % bootstrap intervals `giou_ci95` and
 `ciou_ci95`, each `[low, high]`; `bootstrap`, their resamples and seed; `failures`, the number of rows by cause; and
@@ -14,7 +14,7 @@ With `--count object`, each object counts once: the rows of one object are avera
 what was asked for (null where the row is an object of its own), and the result also says `count` and `expressions`,
 while `n` is the number of objects. Failures are of rows either way.
 
-Whatever is wrong is one line on standard error, `FILE:ROW: why` where it is a row, with exit code 2.
+Errors are one line on standard error, `FILE:ROW: why` for a row, with exit code 2.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ import numpy as np
 from jsonargparse import ArgumentError, ArgumentParser
 
 from pixelthink.data.validation import ObjectTargets, check_difficulty
+from pixelthink.errors import FileError, UserError
 from pixelthink.files.jsonl import read_rows, row_error
 from pixelthink.geometry import decode_rle
 from pixelthink.metrics.counting import Count, mask_scores, object_key
@@ -42,10 +43,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         options = build_parser().parse_args(arguments)
         if options.bootstrap_samples < 1:
-            raise ValueError(f"--bootstrap_samples must be at least 1, got {options.bootstrap_samples}")
+            raise UserError(f"--bootstrap_samples must be at least 1, got {options.bootstrap_samples}")
         protocol = get_protocol(options.protocol)
         result = score(options.input, protocol, options.count, options.bootstrap_samples, options.seed)
-    except (ArgumentError, ImportError, OSError, ValueError) as error:
+    except (ArgumentError, UserError) as error:
         print(f"error: {' '.join(str(error).split())[:500]}", file=sys.stderr)
         return 2
     print(json.dumps(result))
@@ -76,16 +77,7 @@ def build_parser() -> ArgumentParser:
 
 @dataclass(frozen=True)
 class ScoredRow:
-    """What a row comes to.
-
-    Attributes:
-        intersection: Pixels.
-        union: Pixels.
-        iou: In 0 to 1; 0 where the row has a failure.
-        failure: Why there is no answer, or None.
-        level: Level of its difficulty, or None.
-        object_key: What it asks for; None where nobody needs to know.
-    """
+    """Intersection and union in pixels, and IoU, of one row; its cause of failure, difficulty level and object."""
 
     intersection: int
     union: int
@@ -99,11 +91,11 @@ def score(path: str, protocol: Protocol, count: Count, samples: int, seed: int) 
     """The object to print.
 
     Raises:
-        ValueError: if a row cannot be scored, `FILE:ROW: why`, or there is none.
+        FileError: a row cannot be scored, `FILE:ROW: why`, or there is none.
     """
     rows = list(read_scored(path, protocol, count))
     if not rows:
-        raise ValueError(f"{path}: no rows")
+        raise FileError(f"{path}: no rows")
     by_level = {level: [row for row in rows if row.level == level] for level in LEVELS}
     return {
         "protocol": protocol.name,
@@ -124,7 +116,11 @@ def scores(rows: Sequence[ScoredRow], protocol: Protocol, count: Count, samples:
 
 
 def read_scored(path: str, protocol: Protocol, count: Count) -> Iterator[ScoredRow]:
-    """Yields what each row comes to."""
+    """Yields the rows of a file, scored.
+
+    Raises:
+        FileError: `FILE:ROW: why`.
+    """
     first_seen: dict[str, int] = {}
     targets = ObjectTargets()
     for number, row in read_rows(path):
@@ -140,7 +136,7 @@ def read_scored(path: str, protocol: Protocol, count: Count) -> Iterator[ScoredR
 
 
 def scored_row(row: Mapping[str, Any], protocol: Protocol) -> ScoredRow:
-    """What a row comes to; a failure is I = 0 and U = |target|, or 0 where the target is unknown as well.
+    """Scores a row; a failure is I = 0 and U = |target|, or 0 where the target is unknown as well.
 
     Raises:
         ValueError: something is missing or of the wrong kind.
@@ -168,12 +164,12 @@ def row_id(row: Mapping[str, Any]) -> str:
 
 
 def row_object(row: Mapping[str, Any], name: str, targets: ObjectTargets) -> str:
-    """A key of what the row asks for.
+    """Key of the object that the row asks for.
 
     Args:
         row: The row; its `object` is null where it is an object of its own.
         name: Its id, as `row_id` has it.
-        targets: Those of the rows before, which must be the same for the same object.
+        targets: Targets of the rows before; rows of one object must have the same.
 
     Raises:
         ValueError: no `object`, or one that is neither text, whole number nor null; or a row before has another target.

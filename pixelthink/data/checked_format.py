@@ -31,6 +31,7 @@ from pixelthink.data.images import ImageOpener, encode_png, open_rgb
 from pixelthink.data.reading import read_json
 from pixelthink.data.validation import check_sample
 from pixelthink.errors import FileError
+from pixelthink.files.atomic import atomic_file
 from pixelthink.geometry import Target, decode_rle, encode_rle
 from pixelthink.types import Sample
 
@@ -167,17 +168,18 @@ def _target(box: list[float], points: list[float]) -> Target:
 
 
 def write_part(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    """Writes a part a row group at a time, beside its place, then moves it there."""
+    """Writes a part a row group at a time; it appears when it is complete."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    temporary = path.with_suffix(".tmp")
     schema = checked_schema()
-    with pq.ParquetWriter(temporary, schema, compression="zstd", write_statistics=False) as writer:
+    with (
+        atomic_file(path) as file,
+        pq.ParquetWriter(file, schema, compression="zstd", write_statistics=False) as writer,
+    ):
         waiting = iter(rows)
         while group := list(islice(waiting, ROW_GROUP)):
             writer.write_table(pa.Table.from_pylist(group, schema))
-    temporary.replace(path)
 
 
 def read_manifest(folder: Path) -> tuple[int, dict[str, int]]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -13,11 +11,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from PIL import Image
 
 from pixelthink.data.base import SampleSource
 from pixelthink.data.validation import MAX_DIFFICULTY, MIN_DIFFICULTY, check_difficulty, check_sample
-from pixelthink.judges.chat import AnswerCache, ChatClient, ChatOptions, ServerError, question_key
+from pixelthink.judges.chat import AnswerCache, ChatClient, ChatOptions, ServerError, image_part, question_key
 from pixelthink.types import Sample
 
 RATINGS = ("scene", "seg", "language")
@@ -49,12 +46,7 @@ def rating_messages(sample: Sample, image_side: int = 1024) -> list[dict[str, An
     The longer side of the image is shrunk to `image_side` pixels.
     """
     text = f"Question: {sample.question}\n{describe_mask(sample)}"
-    image = sample.image.copy()
-    image.thumbnail((image_side, image_side), Image.Resampling.BICUBIC)
-    buffer = io.BytesIO()
-    image.save(buffer, format="JPEG", quality=90)
-    url = "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
-    content = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": text}]
+    content = [image_part(sample.image, image_side), {"type": "text", "text": text}]
     return [{"role": "system", "content": _INSTRUCTIONS}, {"role": "user", "content": content}]
 
 

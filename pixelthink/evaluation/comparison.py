@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -13,9 +13,9 @@ from pixelthink.errors import UserError
 from pixelthink.evaluation.finished_run import FinishedRun, row_mask
 from pixelthink.evaluation.results import Row
 from pixelthink.failures import was_asked, was_read
-from pixelthink.metrics.counting import Count, Counting, get_count, object_key
+from pixelthink.metrics.bootstrap import Difference, paired_bootstrap
+from pixelthink.metrics.counting import Count, Grouping, get_count, object_key
 from pixelthink.metrics.functional import Protocol, ProtocolName, get_protocol, mask_counts, mask_ious
-from pixelthink.metrics.paired import Difference, paired_bootstrap
 from pixelthink.types import LEVELS
 
 Subset = Literal["all", "common"]
@@ -25,9 +25,8 @@ SAME = 1e-9
 """IoUs that differ by no more are equal."""
 
 
-@dataclass(frozen=True)
-class Scored:
-    """One sample of one run, under the comparison's protocol."""
+class Scored(NamedTuple):
+    """One sample of one run: its row, and its numbers under the comparison's protocol."""
 
     row: Row
     intersection: int
@@ -35,8 +34,7 @@ class Scored:
     iou: float
 
 
-@dataclass(frozen=True)
-class Pair:
+class Pair(NamedTuple):
     """One sample in both runs."""
 
     a: Scored
@@ -50,18 +48,18 @@ class Pair:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two runs, compared.
+    """Two runs on the same samples, compared.
 
     Attributes:
         a: The first run.
         b: The second.
-        protocol: Under which both were scored.
+        protocol: Both were scored under it.
         count: What counted once, "expression" or "object".
-        n: "all" and each level that occurs → how many of these.
+        n: "all" and each level that occurs → how many expressions or objects were counted.
         expressions: The same → how many samples.
         subset: "all": they have the same samples; "common": those that both have were compared.
         pairs: The samples, in the first run's order.
-        differences: The same → metric → difference.
+        differences: "all" and each level → metric → difference.
         resamples: Resamples of the bootstrap.
         seed: Its seed.
     """
@@ -99,9 +97,9 @@ def compare(
         a: The first run.
         b: The second.
         subset: "common" compares the samples that both have, where one has others too.
-        protocol: Scores both runs' masks anew, under this protocol; by default, both must have been scored alike.
-        count: Counts both runs anew by this; by default, both must have been counted alike. Where objects are counted,
-            every metric is drawn by objects.
+        protocol: Scores both runs' masks again, under this protocol; None: both must have been scored under one.
+        count: Counts both runs again; None: both must have been counted alike. Where objects are counted, the bootstrap
+            draws objects for every metric.
         resamples: Resamples of the bootstrap.
         seed: Its seed.
 
@@ -114,20 +112,21 @@ def compare(
     rows = _paired_rows(a, b, subset)
     if counted == "object":
         _check_objects(a, b, rows)
-    pairs = [_scored_pair(x, y, get_protocol(name)) for x, y in rows]
+    rules = get_protocol(name)
+    pairs = [Pair(_scored(row, rules), _scored(other, rules)) for row, other in rows]
     levels = {"all": pairs} | {level: [pair for pair in pairs if pair.a.row["level"] == level] for level in LEVELS}
     levels = {level: of_level for level, of_level in levels.items() if of_level}
-    countings = {level: _counting(of_level, counted) for level, of_level in levels.items()}
+    groupings = {level: _grouping(of_level, counted) for level, of_level in levels.items()}
     return Comparison(
         a,
         b,
         protocol=name,
         count=counted,
-        n={level: len(counting.sizes) for level, counting in countings.items()},
+        n={level: len(grouping.sizes) for level, grouping in groupings.items()},
         expressions={level: len(of_level) for level, of_level in levels.items()},
         subset=subset,
         pairs=tuple(pairs),
-        differences={level: _differences(levels[level], countings[level], resamples, seed) for level in levels},
+        differences={level: _differences(levels[level], groupings[level], resamples, seed) for level in levels},
         resamples=resamples,
         seed=seed,
     )
@@ -136,7 +135,11 @@ def compare(
 def comparison_document(comparison: Comparison) -> dict[str, Any]:
     """The comparison as JSON: differences by level, and every sample whose IoU changed, the greatest gain first."""
     changed = comparison.changed()
-    runs = {key: _run_document(run) for key, run in (("a", comparison.a), ("b", comparison.b))}
+    keys = ("policy", "checkpoint", "protocol")
+    runs = {
+        name: {"folder": str(run.folder), **{key: run.header.get(key) for key in keys}}
+        for name, run in (("a", comparison.a), ("b", comparison.b))
+    }
     return {
         **runs,
         "protocol": comparison.protocol,
@@ -156,12 +159,8 @@ def comparison_document(comparison: Comparison) -> dict[str, Any]:
     }
 
 
-def _run_document(run: FinishedRun) -> dict[str, Any]:
-    return {"folder": str(run.folder), **{key: run.header.get(key) for key in ("policy", "checkpoint", "protocol")}}
-
-
 def _pair_document(pair: Pair) -> dict[str, Any]:
-    both = (("a", pair.a), ("b", pair.b))
+    both = pair._asdict().items()
     return {
         **{key: pair.a.row[key] for key in ("id", "question", "level")},
         "gain": pair.gain,
@@ -171,11 +170,10 @@ def _pair_document(pair: Pair) -> dict[str, Any]:
     }
 
 
-def _counting(pairs: Sequence[Pair], count: Count) -> Counting:
+def _grouping(pairs: Sequence[Pair], count: Count) -> Grouping:
     """Which of the pairs count together."""
     rows = [pair.a.row for pair in pairs]
-    keys = [object_key(row["id"], row["object"]) for row in rows] if count == "object" else None
-    return Counting.of(len(rows), keys)
+    return Grouping.of(len(rows), [object_key(row["id"], row["object"]) for row in rows] if count == "object" else None)
 
 
 def _common_protocol(a: FinishedRun, b: FinishedRun) -> str:
@@ -227,23 +225,15 @@ def _paired_rows(a: FinishedRun, b: FinishedRun, subset: Subset) -> list[tuple[R
             f"{len(b.rows) - len(common)} of their own; --subset=common compares the former"
         )
     for row, other in common:
-        known = [key for key in ("question", "target", "ignore") if not _lost(row) and not _lost(other)]
-        for key in [*known, "level"]:
-            if row.get(key) != other.get(key) and not (key == "level" and (_lost(row) or _lost(other))):
+        missing = row["prediction"] is None or other["prediction"] is None  # no image: nothing else is known either
+        for key in ("question", "target", "ignore", "level"):
+            if not missing and row.get(key) != other.get(key):
                 raise UserError(f"sample {row['id']!r} has another {key} in {b.folder} than in {a.folder}")
     return common
 
 
-def _lost(row: Row) -> bool:
-    return row["prediction"] is None
-
-
-def _scored_pair(a: Row, b: Row, protocol: Protocol) -> Pair:
-    return Pair(_scored(a, protocol), _scored(b, protocol))
-
-
 def _scored(row: Row, protocol: Protocol) -> Scored:
-    """Scores a row's masks as the evaluation does: a failure has IoU 0, a lost image no pixels."""
+    """Scores a row's masks as the evaluation does: a failure has IoU 0, a missing image no pixels."""
     found, target = row_mask(row, "prediction"), row_mask(row, "target")
     if found is None:
         return Scored(row, 0, 0, 0.0)
@@ -254,28 +244,27 @@ def _scored(row: Row, protocol: Protocol) -> Scored:
     return Scored(row, shared, joined, iou)
 
 
-def _differences(pairs: Sequence[Pair], counting: Counting, resamples: int, seed: int) -> dict[str, Difference]:
+def _differences(pairs: Sequence[Pair], grouping: Grouping, resamples: int, seed: int) -> dict[str, Difference]:
     found: dict[str, Difference] = {}
     for metric in METRICS:
-        a, a_weights = _values(metric, [pair.a for pair in pairs], counting)
-        b, b_weights = _values(metric, [pair.b for pair in pairs], counting)
+        (a, a_weights), (b, b_weights) = (_values(metric, side, grouping) for side in zip(*pairs, strict=True))
         found[metric] = paired_bootstrap(a, b, a_weights, b_weights, samples=resamples, seed=seed)
     return found
 
 
-def _values(metric: str, scored: Sequence[Scored], counting: Counting) -> tuple[np.ndarray, np.ndarray]:
-    """Numerators and denominators of a metric, one of what counts once each.
+def _values(metric: str, scored: Sequence[Scored], grouping: Grouping) -> tuple[np.ndarray, np.ndarray]:
+    """Numerators and denominators of a metric, one for each group.
 
-    gIoU and cIoU average what counts together; lengths and parse rate are of answers, so objects add theirs up, and a
-    sample that was not asked, for want of its image, has no part in them.
+    gIoU and cIoU average the expressions of a group. Lengths and parse rate are of answers: groups add theirs up, and
+    a sample that was not asked, because its image is missing, is left out.
     """
     if metric == "giou":
-        return counting.means([s.iou for s in scored]), np.ones(len(counting.sizes))
+        return grouping.means([s.iou for s in scored]), np.ones(len(grouping.sizes))
     if metric == "ciou":
-        shared, joined = counting.sums([s.intersection for s in scored]), counting.sums([s.union for s in scored])
-        return shared / counting.sizes, joined / counting.sizes
+        shared, joined = grouping.sums([s.intersection for s in scored]), grouping.sums([s.union for s in scored])
+        return shared / grouping.sizes, joined / grouping.sizes
     asked = np.array([was_asked(s.row["failure"]) for s in scored], dtype=np.float64)
     read = metric == "parse_rate"
     values = np.array([float(was_read(s.row["failure"]) if read else s.row[metric]) for s in scored])
-    numerators, answers = (np.bincount(counting.places, weights=column) for column in (values * asked, asked))
+    numerators, answers = (np.bincount(grouping.groups, weights=column) for column in (values * asked, asked))
     return numerators, answers

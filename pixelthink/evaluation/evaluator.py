@@ -22,10 +22,10 @@ from pixelthink.evaluation.missing_images import MissingImages
 from pixelthink.evaluation.result_folder import ResultFolder
 from pixelthink.evaluation.results import recorded_prediction
 from pixelthink.failures import was_asked
-from pixelthink.judges.base import JUDGE_FAILURES, Judge, JudgedSample, Verdict
+from pixelthink.judges.base import Judge, JudgedSample, Verdict
 from pixelthink.metrics.functional import get_protocol
 from pixelthink.metrics.measured import Measured, measure
-from pixelthink.metrics.report import JudgedBy, SegmentationReport, metrics_document
+from pixelthink.metrics.segmentation import SegmentationMetrics, metrics_document
 from pixelthink.parallel.collectives import all_gather_object
 from pixelthink.types import Prediction, Prompt, PromptBatch
 
@@ -175,9 +175,9 @@ class Evaluator:
         if self.config.count == "object":
             for targets in all_gather_object(self._targets.known):
                 self._targets.merge(targets)
-        report = self._new_report()
-        report.update(list(self._measured.values()))
-        metrics = report.compute()
+        segmentation = self._new_metrics()
+        segmentation.update(list(self._measured.values()))
+        metrics = segmentation.compute()
         evaluation = Evaluation(metrics, self._curves(metrics), headline(self.config, metrics, self._asked_judge))
         if self._results is not None:
             self._results.finish(self._measured, header or {}, self._document(metrics))
@@ -211,18 +211,17 @@ class Evaluator:
             )
         self.abandon()
 
-    def _new_report(self) -> SegmentationReport:
+    def _new_metrics(self) -> SegmentationMetrics:
         config, judge = self.config, self._asked_judge
-        judged_by = JudgedBy(JUDGE_FAILURES, judge.metric_prefix) if judge is not None else None
-        report = SegmentationReport(
+        metrics = SegmentationMetrics(
             config.protocol,
             config.bootstrap_samples,
             config.bootstrap_seed,
             config.model_billions,
-            judged_by,
+            judge.metric_prefix if judge is not None else None,
             config.count,
         )
-        return report.to(self._device)
+        return metrics.to(self._device)
 
     def _curves(self, metrics: Mapping[str, float]) -> dict[str, float]:
         curves = {name: value for name, value in metrics.items() if _is_curve(name)}

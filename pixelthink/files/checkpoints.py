@@ -17,6 +17,7 @@ import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 
 from pixelthink.errors import FileError, UserError
+from pixelthink.files.atomic import atomic_file
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -37,19 +38,12 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             super().save_checkpoint(checkpoint, path, storage_options)
             return
         target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        scratch = target.with_name(f".{target.name}.tmp")  # a fixed name: what a kill leaves, the next save replaces
         try:
-            with scratch.open("wb") as file:
+            with atomic_file(target) as file:
                 torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-            scratch.replace(target)
             sync_folder(target.parent)
         except (OSError, RuntimeError) as error:
             raise FileError(f"checkpoint {target} cannot be written: {write_failure(error, target.parent)}") from error
-        finally:
-            scratch.unlink(missing_ok=True)
 
     def load_checkpoint(self, path: str | Path, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Loads a checkpoint.

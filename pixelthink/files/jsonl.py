@@ -1,19 +1,18 @@
-"""JSON Lines in and out: one object a line, every complaint names `FILE:ROW`, nothing half-written.
-
-Files whose name ends in `.gz` are read and written compressed.
-"""
+"""JSON Lines: one JSON object a line; errors name `FILE:ROW`. Files with names that end in `.gz` are compressed."""
 
 from __future__ import annotations
 
 import gzip
 import json
 import os
-import tempfile
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import nullcontext
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-from pixelthink.errors import FileError
+from pixelthink.errors import FileError, MissingFileError, UserError
+from pixelthink.files.atomic import atomic_file, write_error
 
 
 def row_error(path: str | Path, row: int, message: object) -> FileError:
@@ -32,53 +31,43 @@ def read_rows(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
         `(row, object)`, where `row` is the line number, from 1.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: a line that is not UTF-8, not JSON or not an object; `FILE:ROW: why`, one line.
+        MissingFileError: there is no such file.
+        FileError: it cannot be read, or a line is not UTF-8, not JSON or not an object; `FILE:ROW: why`, one line.
     """
-    with _open_binary(Path(path)) as stream:
-        lines = enumerate(stream, start=1)
-        while True:
-            try:
-                row, line = next(lines)
-            except StopIteration:
-                return
-            except (EOFError, gzip.BadGzipFile) as error:
-                raise ValueError(f"{path}: damaged gzip file: {error}") from None
-            if line.strip():
-                yield row, _parse_row(path, row, line)
+    try:
+        with gzip.open(path, "rb") if Path(path).suffix == ".gz" else Path(path).open("rb") as stream:
+            for row, line in enumerate(stream, start=1):
+                if line.strip():
+                    yield row, _parse_row(path, row, line)
+    except UserError:
+        raise
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise FileError(f"{path}: damaged gzip file: {error}") from None
+    except OSError as error:
+        kind = MissingFileError if isinstance(error, FileNotFoundError) else FileError
+        raise kind(f"{path}: {error.strerror or error}") from None
 
 
 def write_rows_atomically(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> int:
-    """Writes rows to a temporary file beside `path`, then renames it: readers see the old file or the whole new one.
-
-    Rows may come from a generator that raises; then, as when the disk is full, `path` stays as it was and the
-    temporary file is removed. NaN and infinity are refused, because they are not JSON.
-
-    Args:
-        path: Where the file goes; its folder is made if missing.
-        rows: The objects, one a line.
+    """Writes rows, one a line, by `atomic.atomic_file`; rows may come from a generator that raises.
 
     Returns:
         The number of rows written.
 
     Raises:
-        OSError: the file cannot be written.
-        ValueError: a row that JSON cannot hold; `FILE:ROW: why`.
+        FileError: the file cannot be written; or a row cannot be written as JSON, e.g. has a NaN, `FILE:ROW: why`.
     """
     target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp")
-    temporary = Path(name)
-    try:
-        with os.fdopen(descriptor, "wb") as raw:
-            count = _write_rows(target, raw, rows)
-            raw.flush()
-            os.fsync(raw.fileno())
-        temporary.chmod(0o666 & ~_umask())
-        temporary.replace(target)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    count = 0
+    with atomic_file(target) as raw:
+        packed = target.suffix == ".gz"  # no name and time 0: equal rows give equal bytes
+        with gzip.GzipFile(filename="", mode="wb", fileobj=raw, mtime=0) if packed else nullcontext(raw) as out:
+            for count, row in enumerate(rows, start=1):
+                try:
+                    text = json.dumps(row, ensure_ascii=False, allow_nan=False)
+                except (TypeError, ValueError) as error:
+                    raise row_error(target, count, error) from None
+                out.write(text.encode("utf-8") + b"\n")
     return count
 
 
@@ -88,16 +77,18 @@ def read_log(path: str | Path) -> list[Any]:
     A last line without its end was being written when the program died; it is cut off, so that appending can go on.
 
     Raises:
-        OSError: the file cannot be read, or not be cut.
-        ValueError: another line is not JSON; `FILE:ROW: why`.
+        FileError: the file cannot be read or cut, or another line is not JSON; `FILE:ROW: why`.
     """
     file = Path(path)
     if not file.is_file():
         return []
-    data = file.read_bytes()
-    whole = data[: data.rfind(b"\n") + 1]
-    if len(whole) < len(data):
-        os.truncate(file, len(whole))
+    try:
+        data = file.read_bytes()
+        whole = data[: data.rfind(b"\n") + 1]
+        if len(whole) < len(data):
+            os.truncate(file, len(whole))
+    except OSError as error:
+        raise FileError(f"{path}: cannot be read: {error.strerror or error}") from None
     values = []
     for number, line in enumerate(whole.splitlines(), start=1):
         try:
@@ -108,18 +99,20 @@ def read_log(path: str | Path) -> list[Any]:
 
 
 def append_log(path: str | Path, values: Iterable[Any]) -> None:
-    """Appends JSON values, one a line, in one write that is on the disk when this returns."""
+    """Appends JSON values, one a line, in one write that is on the disk when this returns; makes the folder if missing.
+
+    Raises:
+        FileError: the file cannot be written.
+    """
     lines = "".join(json.dumps(value, ensure_ascii=False) + "\n" for value in values)
-    with Path(path).open("ab") as file:
-        file.write(lines.encode("utf-8"))
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _open_binary(path: Path) -> IO[bytes]:
-    if path.suffix == ".gz":
-        return gzip.open(path, "rb")  # type: ignore[return-value]
-    return path.open("rb")
+    try:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        with Path(path).open("ab") as file:
+            file.write(lines.encode("utf-8"))
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise write_error(path, error) from error
 
 
 def _parse_row(path: str | Path, row: int, line: bytes) -> dict[str, Any]:
@@ -136,27 +129,3 @@ def _parse_row(path: str | Path, row: int, line: bytes) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise row_error(path, row, f"expected a JSON object, found {type(value).__name__}")
     return value
-
-
-def _write_rows(target: Path, raw: IO[bytes], rows: Iterable[Mapping[str, Any]]) -> int:
-    out: IO[bytes] = raw
-    if target.suffix == ".gz":  # no name and time 0: equal rows give equal bytes
-        out = gzip.GzipFile(filename="", mode="wb", fileobj=raw, mtime=0)  # type: ignore[assignment]
-    count = 0
-    try:
-        for count, row in enumerate(rows, start=1):
-            try:
-                text = json.dumps(row, ensure_ascii=False, allow_nan=False)
-            except (TypeError, ValueError) as error:
-                raise row_error(target, count, error) from None
-            out.write(text.encode("utf-8") + b"\n")
-    finally:
-        if out is not raw:
-            out.close()
-    return count
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from pixelthink.errors import UserError
 from pixelthink.grpo.mismatch import RolloutCorrection, rollout_weights
+
+LossAggregation = Literal["token-mean", "seq-mean-token-mean", "seq-mean-token-sum-norm"]
 
 
 @dataclass(frozen=True)
@@ -20,6 +23,14 @@ class GRPOConfig:
         kl_coef: Weight of the KL to the reference in the loss; 0 loads no reference.
         kl_clamp: Bound on the per-token KL estimate.
         entropy_coef: Weight of the entropy bonus; 0 computes no entropy gradient.
+        loss_aggregation: How the losses of tokens become one number; policy gradient, KL and entropy alike.
+            `token-mean`: mean over all tokens.
+            `seq-mean-token-mean`: mean over completions of each one's token mean. PixelThink's and Seg-Zero's released
+            micro-batches of one completion amount to it (`verl/workers/actor/dp_actor.py`).
+            `seq-mean-token-sum-norm`: mean over completions of each one's token sum divided by `loss_norm_tokens`
+            (Dr. GRPO, arXiv 2503.20783).
+        loss_norm_tokens: The constant of `seq-mean-token-sum-norm`, in tokens; the longest response of the released
+            recipe by default.
         scale_by_std: Divide advantages by the group's standard deviation.
         minibatches: Optimizer steps per rollout; the prompts are split evenly among them.
         epochs: Passes over each rollout.
@@ -37,6 +48,8 @@ class GRPOConfig:
     kl_coef: float = 5e-3
     kl_clamp: float = 10.0
     entropy_coef: float = 1e-3
+    loss_aggregation: LossAggregation = "token-mean"
+    loss_norm_tokens: int = 1300
     scale_by_std: bool = True
     minibatches: int = 1
     epochs: int = 1
@@ -55,6 +68,11 @@ class GRPOConfig:
             raise UserError("grpo: clip must lie in (0, 1); kl_coef and entropy_coef must not be negative")
         if self.kl_clamp <= 0 or self.max_grad_norm <= 0:
             raise UserError("grpo: kl_clamp and max_grad_norm must be positive")
+        if self.loss_aggregation not in get_args(LossAggregation):
+            known = ", ".join(get_args(LossAggregation))
+            raise UserError(f"grpo.loss_aggregation: unknown {self.loss_aggregation!r}, choose from {known}")
+        if self.loss_norm_tokens < 1:
+            raise UserError(f"grpo.loss_norm_tokens must be at least 1, not {self.loss_norm_tokens}")
         if self.rollout_correction_cap < 1:
             raise UserError("grpo: rollout_correction_cap must be at least 1, the ratio of equal distributions")
 
@@ -88,8 +106,8 @@ class LossOutput:
 
     Attributes:
         loss: Scalar with gradient.
-        stats: Detached scalars `policy_loss, kl, clip_fraction, approx_kl`, and `entropy` where it was given; like
-            the loss, sums over tokens divided by the normalizer, so that those of micro-batches add up.
+        stats: Detached scalars `policy_loss, kl, clip_fraction, approx_kl`, and `entropy` where it was given;
+            aggregated as the loss is, so that those of micro-batches add up.
     """
 
     loss: Tensor
@@ -116,23 +134,39 @@ def correction_weights(inputs: LossInputs, mask: Tensor, config: GRPOConfig) -> 
     return rollout_weights(log_ratio, mask, config.rollout_correction, config.rollout_correction_cap)
 
 
+def loss_normalizer(mask: Tensor, config: GRPOConfig) -> Tensor:
+    """What the summed losses of a minibatch are divided by, a float scalar: its tokens or its completions.
+
+    Args:
+        mask: True at completion tokens, (N, T).
+        config: `loss_aggregation` decides.
+    """
+    counted = mask if config.loss_aggregation == "token-mean" else mask.any(dim=1)
+    return counted.sum().float()
+
+
 def grpo_loss(inputs: LossInputs, config: GRPOConfig, normalizer: float | Tensor | None = None) -> LossOutput:
-    """Clipped policy-gradient loss plus KL penalty minus entropy bonus, averaged over tokens.
+    """Clipped policy-gradient loss plus KL penalty minus entropy bonus, aggregated as the config says.
 
     Args:
         inputs: See `LossInputs`.
         config: See `GRPOConfig`.
-        normalizer: Number of tokens that the sums are divided by; by default those in `inputs.mask`. Micro-batches
-            of one minibatch pass the minibatch's total, so that their losses and gradients add up exactly.
+        normalizer: What the sums are divided by; by default `loss_normalizer` of `inputs.mask`. Micro-batches pass the
+            one of their minibatch over all processes, so that their losses and gradients add up exactly.
 
     Returns:
         See `LossOutput`.
     """
     mask = inputs.mask.bool()
-    count = mask.sum() if normalizer is None else normalizer
+    total = loss_normalizer(mask, config) if normalizer is None else normalizer
 
     def mean(per_token: Tensor) -> Tensor:
-        return torch.where(mask, per_token, 0.0).sum() / count
+        counted = torch.where(mask, per_token, 0.0)
+        if config.loss_aggregation == "seq-mean-token-mean":
+            counted = counted / mask.sum(dim=1, keepdim=True).clamp(min=1)
+        elif config.loss_aggregation == "seq-mean-token-sum-norm":
+            counted = counted / config.loss_norm_tokens
+        return counted.sum() / total
 
     logprobs = torch.where(mask, inputs.logprobs, inputs.old_logprobs.detach())  # padding must not overflow in exp
     log_ratio = logprobs - inputs.old_logprobs

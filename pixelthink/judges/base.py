@@ -28,7 +28,7 @@ class JudgedSample:
         question: What was asked.
         reasoning: What stands inside `<think>`.
         references: Reference reasoning by style.
-        image: The image at original resolution; None where it is lost.
+        image: The image at original resolution; None where it is missing.
     """
 
     id: str
@@ -40,7 +40,7 @@ class JudgedSample:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a judge says of one sample.
+    """The rating of one sample.
 
     Attributes:
         score: 0 to 10; None where there is no rating.
@@ -79,13 +79,13 @@ class Judge(ABC):
     _pool: ThreadPoolExecutor | None = None
 
     def submit(self, samples: Sequence[JudgedSample]) -> list[Future[Verdict]]:
-        """Begins to rate samples, while whoever asks goes on with something else."""
+        """Starts rating samples in the background."""
         if self._pool is None:
             self._pool = ThreadPoolExecutor(self.concurrency, thread_name_prefix="judge")
         return [self._pool.submit(self.rate, sample) for sample in samples]
 
     def close(self) -> None:
-        """Forgets what has not begun."""
+        """Cancels the ratings that have not started."""
         if self._pool is not None:
             self._pool.shutdown(wait=False, cancel_futures=True)
             self._pool = None

@@ -1,24 +1,31 @@
-"""A patient client of an OpenAI-compatible server, and answers kept on disk as they come in."""
+"""A client of an OpenAI-compatible server that retries, and a cache of its answers on disk."""
 
 from __future__ import annotations
 
+import base64
 import hashlib
-import http.client
+import io
+import itertools
 import json
 import threading
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 from urllib.parse import urlsplit
 
-from pixelthink.files.jsonl import append_log, read_log
+from PIL import Image
+from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt
+
+from pixelthink.errors import UserError
+from pixelthink.files.jsonl import append_log, read_log, row_error
 
 RETRIED = (408, 409, 425, 429)
+"""HTTP statuses below 500 after which another attempt may succeed."""
 LONGEST_WAIT = 60.0
+NO_KEY = "EMPTY"
+"""Sent where there is no key, as vLLM's documentation does; the openai client refuses to send none."""
 
 Answer = TypeVar("Answer")
 ServerFailure = Literal["timeout", "unreachable", "refused"]
@@ -26,7 +33,7 @@ ServerFailure = Literal["timeout", "unreachable", "refused"]
 
 
 class ServerError(Exception):
-    """The server cannot be reached, or refuses: asking it for other samples is of no use either.
+    """The server cannot be reached, or refuses; asking it for other samples is of no use either.
 
     Args:
         message: One line.
@@ -62,31 +69,38 @@ class ChatOptions:
 
     def __post_init__(self) -> None:
         if urlsplit(self.server).scheme not in ("http", "https"):
-            raise ValueError(f"server must be an http or https address, got {self.server!r}")
+            raise UserError(f"server must be an http or https address, got {self.server!r}")
         if self.concurrency < 1 or self.retries < 0:
-            raise ValueError("concurrency must be at least 1, retries must not be negative")
+            raise UserError("concurrency must be at least 1, retries must not be negative")
 
 
 class ChatClient:
     """Asks for one structured answer at a time; may be used by several threads.
 
+    Redirects are not followed: they would carry the key to another server.
+
     Args:
         options: The server and how it is asked.
         api_key: Sent as a bearer token where there is one; never written anywhere.
-        sleep: What waits.
+        sleep: Waits between attempts.
     """
 
     def __init__(
-        self, options: ChatOptions, api_key: str | None = None, sleep: Callable[[float], object] = time.sleep
+        self, options: ChatOptions, api_key: str | None = None, sleep: Callable[[float], None] = time.sleep
     ) -> None:
+        import openai
+
         self.options = options
-        self._headers = {"Content-Type": "application/json"}
-        if api_key:
-            self._headers["Authorization"] = f"Bearer {api_key}"
         self._sleep = sleep
         local = urlsplit(options.server).hostname in ("127.0.0.1", "localhost", "::1")
-        direct = [urllib.request.ProxyHandler({})] if local else []
-        self._opener = urllib.request.build_opener(_NoRedirect(), *direct)
+        http = openai.DefaultHttpxClient(follow_redirects=False, trust_env=not local)  # no proxy to this machine
+        self._client = openai.OpenAI(
+            api_key=api_key or NO_KEY,
+            base_url=options.server,
+            timeout=options.timeout,
+            max_retries=0,
+            http_client=http,
+        )
 
     def ask(
         self,
@@ -107,42 +121,39 @@ class ChatClient:
             ValueError: the last answer could not be used.
             ServerError: the server refused, or could not be reached any more, or not in time.
         """
-        problem: Exception = ServerError("not asked")
-        delay = self.options.backoff
-        for attempt in range(self.options.retries + 1):
-            if attempt:
-                self._sleep(min(delay, LONGEST_WAIT))
-                delay *= 2
-            try:
-                return parse(self._request(messages, schema, name, attempt))
-            except ValueError as error:
-                problem = error
-            except urllib.error.HTTPError as error:
-                problem = ServerError(f"{self.options.server}: HTTP {error.code}: {_body(error)}", "refused")
-                if error.code < 500 and error.code not in RETRIED:
-                    break
-                delay = max(delay, _retry_after(error))
-            except (OSError, http.client.HTTPException) as error:
-                reason = " ".join(str(error).split()) or type(error).__name__
-                problem = ServerError(f"{self.options.server}: {reason}", _failure(error))
-        raise problem
+        import openai
+
+        attempts = itertools.count()
+        retrying = Retrying(
+            stop=stop_after_attempt(self.options.retries + 1),
+            wait=_Backoff(self.options.backoff),
+            retry=retry_if_exception(_may_pass),
+            sleep=self._sleep,
+            reraise=True,
+        )
+        try:
+            return retrying(lambda: parse(self._request(messages, schema, name, next(attempts))))
+        except openai.APIStatusError as error:
+            body = " ".join(error.response.text[:500].split())[:200]
+            raise ServerError(f"{self.options.server}: HTTP {error.status_code}: {body}", "refused") from None
+        except openai.APIConnectionError as error:
+            reason = " ".join(str(error.__cause__ or error).split()) or type(error.__cause__).__name__
+            cause: ServerFailure = "timeout" if isinstance(error, openai.APITimeoutError) else "unreachable"
+            raise ServerError(f"{self.options.server}: {reason}", cause) from None
 
     def _request(
         self, messages: Sequence[Mapping[str, Any]], schema: Mapping[str, Any], name: str, attempt: int
     ) -> str:
-        """Text of one answer; the first attempt is greedy, a repeated one is not, lest it fail in the same way."""
-        body = {
-            "model": self.options.model,
-            "messages": messages,
-            "max_tokens": self.options.max_tokens,
-            "temperature": 0.0 if attempt == 0 else 0.7,
-            "seed": attempt,
-            "response_format": {"type": "json_schema", "json_schema": {"name": name, "schema": schema}},
-        }
-        url = self.options.server.rstrip("/") + "/chat/completions"
-        request = urllib.request.Request(url, json.dumps(body).encode("utf-8"), self._headers)
-        with self._opener.open(request, timeout=self.options.timeout) as response:
-            raw = response.read()
+        """Text of one answer; the first attempt is greedy, later ones are sampled, so that they can differ."""
+        create: Any = self._client.chat.completions.with_raw_response.create
+        raw = create(
+            model=self.options.model,
+            messages=messages,
+            max_tokens=self.options.max_tokens,
+            temperature=0.0 if attempt == 0 else 0.7,
+            seed=attempt,
+            response_format={"type": "json_schema", "json_schema": {"name": name, "schema": schema}},
+        ).content
         try:
             text = json.loads(raw)["choices"][0]["message"]["content"]
         except (ValueError, KeyError, IndexError, TypeError, RecursionError):
@@ -152,15 +163,33 @@ class ChatClient:
         return text
 
 
-class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """Follows nothing: a redirect would carry the key to another server."""
+class _Backoff:
+    """Seconds before the next attempt: each wait is twice the last one, and never shorter than the server asks for."""
 
-    def redirect_request(self, *arguments: Any) -> None:
-        return None
+    def __init__(self, first: float) -> None:
+        self.seconds = first / 2
+
+    def __call__(self, state: RetryCallState) -> float:
+        error: Any = state.outcome.exception() if state.outcome is not None else None
+        try:
+            asked = float(error.response.headers.get("Retry-After", 0))
+        except (AttributeError, ValueError):  # no HTTP error; a date
+            asked = 0.0
+        self.seconds = max(2 * self.seconds, min(asked, LONGEST_WAIT))
+        return min(self.seconds, LONGEST_WAIT)
+
+
+def _may_pass(error: BaseException) -> bool:
+    """Whether another attempt may succeed: not where the server refuses for good."""
+    import openai
+
+    if isinstance(error, openai.APIStatusError):
+        return error.status_code >= 500 or error.status_code in RETRIED
+    return isinstance(error, ValueError | openai.APIConnectionError)
 
 
 class AnswerCache(Generic[Answer]):
-    """Answers by what was asked, appended to a JSON Lines file as they come in; a torn last line is forgotten.
+    """Answers by question, appended to a JSON Lines file as they come in; a half-written last line is dropped.
 
     Args:
         path: The file.
@@ -177,7 +206,7 @@ class AnswerCache(Generic[Answer]):
             try:
                 self._answers[row["key"]] = check(json.dumps(row[field]))
             except (ValueError, KeyError, TypeError):
-                raise ValueError(f"{path}:{number}: not a cached {field}") from None
+                raise row_error(path, number, f"not a cached {field}; delete the file or the line") from None
 
     def __len__(self) -> int:
         return len(self._answers)
@@ -194,27 +223,16 @@ class AnswerCache(Generic[Answer]):
 
 
 def question_key(model: str, schema: Mapping[str, Any], messages: Sequence[Mapping[str, Any]]) -> str:
-    """What a cached answer is found by: a hash of all that the answer depends on."""
+    """Key of a cached answer: a hash of everything that the answer depends on."""
     asked = json.dumps([model, schema, messages], sort_keys=True)
     return hashlib.sha256(asked.encode("utf-8")).hexdigest()
 
 
-def _failure(error: Exception) -> ServerFailure:
-    """Whether the server was too slow, or was not there."""
-    reason = getattr(error, "reason", error)
-    return "timeout" if isinstance(reason, TimeoutError) else "unreachable"
-
-
-def _retry_after(error: urllib.error.HTTPError) -> float:
-    """Seconds that the server asks to wait."""
-    try:
-        return min(max(float(error.headers.get("Retry-After", 0)), 0.0), LONGEST_WAIT)
-    except ValueError:  # a date
-        return 0.0
-
-
-def _body(error: urllib.error.HTTPError) -> str:
-    try:
-        return " ".join(error.read(500).decode("utf-8", "replace").split())[:200]
-    except (OSError, http.client.HTTPException):
-        return ""
+def image_part(image: Image.Image, side: int) -> dict[str, Any]:
+    """The part of a message that shows an image, as a JPEG with a longer side of at most `side` pixels."""
+    small = image.copy()
+    small.thumbnail((side, side), Image.Resampling.BICUBIC)
+    buffer = io.BytesIO()
+    small.save(buffer, format="JPEG", quality=90)
+    url = "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+    return {"type": "image_url", "image_url": {"url": url}}

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import threading
-from pathlib import Path
 
-from pixelthink.judges.base import Judge, JudgedSample, JudgeFailure, Verdict, reference_of
+from pixelthink.errors import UserError
+from pixelthink.files.jsonl import append_log
+from pixelthink.judges.base import Judge, JudgedSample, Verdict, reference_of
 from pixelthink.judges.chat import AnswerCache, ChatClient, ChatOptions, ServerError, question_key
 from pixelthink.judges.rubric import SCHEMA, judge_messages, parse_score
 
@@ -14,10 +15,9 @@ from pixelthink.judges.rubric import SCHEMA, judge_messages, parse_score
 class OpenAIJudge(Judge):
     """RScore by a model on a server that speaks OpenAI's chat completions with structured output, vLLM included.
 
-    Ratings are kept on disk as they come in, by all that they depend on, so that nothing is asked twice: a run that
-    was interrupted, and another evaluation with the same reasoning, take them from there. Where the server fails for
-    several samples in a row, the rest is not asked, and counted under the same cause; the same command asks for them
-    later.
+    Ratings are cached on disk as they come in: an interrupted run, or another evaluation with the same reasoning, reads
+    them from there. If the server fails for several samples in a row, the judge does not ask for the rest, which get
+    the same failure; the same command asks for them later.
 
     Args:
         server: Base address, e.g. "http://127.0.0.1:8000/v1".
@@ -48,7 +48,7 @@ class OpenAIJudge(Judge):
         give_up_after: int = 3,
     ) -> None:
         if give_up_after < 1 or image_side < 0:
-            raise ValueError("OpenAIJudge: give_up_after must be at least 1, image_side must not be negative")
+            raise UserError("OpenAIJudge: give_up_after must be at least 1, image_side must not be negative")
         self.options = ChatOptions(server, model, concurrency, retries, backoff, timeout, max_tokens=50)
         self.cache = cache
         self.api_key_variable = api_key_variable
@@ -64,9 +64,10 @@ class OpenAIJudge(Judge):
         self._answers: AnswerCache[dict[str, float]] | None = None
         self._lock = threading.Lock()
         self._failures_in_a_row = 0
+        self._last_failure: ServerError | None = None
 
     def setup(self) -> None:
-        Path(self.cache).parent.mkdir(parents=True, exist_ok=True)
+        append_log(self.cache, [])  # fails now if it cannot be written
         self._answers = AnswerCache(self.cache, "verdict", lambda text: {"score": parse_score(text)})
         self._client = ChatClient(self.options, os.environ.get(self.api_key_variable))
         self._failures_in_a_row = 0
@@ -74,39 +75,25 @@ class OpenAIJudge(Judge):
     def rate(self, sample: JudgedSample) -> Verdict:
         if self._client is None or self._answers is None:
             raise RuntimeError("OpenAIJudge.setup() has to come before the first sample")
-        messages = judge_messages(sample, self._reference(sample), self.image_side)
+        reference = None if self.reference is None else reference_of(sample, self.reference, "OpenAIJudge")
+        messages = judge_messages(sample, reference, self.image_side)
         key = question_key(self.options.model, SCHEMA, messages)
         if (known := self._answers.get(key)) is not None:
             return Verdict(known["score"])
-        if (given_up := self._given_up()) is not None:
-            return given_up
+        with self._lock:
+            if (last := self._last_failure) is not None and self._failures_in_a_row >= self.give_up_after:
+                reason = f"not asked any more after {self.give_up_after} failures in a row: {last}"
+                return Verdict(None, last.cause, reason)
         try:
             score = self._client.ask(messages, SCHEMA, "verdict", parse_score)
         except ValueError as error:
             return Verdict(None, "unusable_answer", str(error))
         except ServerError as error:
-            return self._failed(error)
+            with self._lock:
+                self._failures_in_a_row += 1
+                self._last_failure = error
+            return Verdict(None, error.cause, str(error))
         with self._lock:
             self._failures_in_a_row = 0
         self._answers.put(key, sample.id, {"score": score})
         return Verdict(score)
-
-    _last_failure: ServerError | None = None
-
-    def _failed(self, error: ServerError) -> Verdict:
-        with self._lock:
-            self._failures_in_a_row += 1
-            self._last_failure = error
-        return Verdict(None, error.cause, str(error))
-
-    def _given_up(self) -> Verdict | None:
-        """The verdict without asking, once the server has failed too often in a row."""
-        with self._lock:
-            error = self._last_failure
-            if error is None or self._failures_in_a_row < self.give_up_after:
-                return None
-        cause: JudgeFailure = error.cause
-        return Verdict(None, cause, f"not asked any more after {self.give_up_after} failures in a row: {error}")
-
-    def _reference(self, sample: JudgedSample) -> str | None:
-        return None if self.reference is None else reference_of(sample, self.reference, "OpenAIJudge")

@@ -5,15 +5,12 @@ The paper's rubric is not public; ratings under this one compare with each other
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 from typing import Any
 
-from PIL import Image
-
 from pixelthink.errors import UserError
 from pixelthink.judges.base import JudgedSample
+from pixelthink.judges.chat import image_part
 
 RUBRIC = (
     "You rate the reasoning of a model that was asked to find an object in an image. The question may name the object "
@@ -50,7 +47,7 @@ def judge_messages(sample: JudgedSample, reference: str | None, image_side: int)
     parts.append('Answer with JSON only, e.g. {"score": 7}.')
     content: list[dict[str, Any]] = [{"type": "text", "text": "\n\n".join(parts)}]
     if image_side and sample.image is not None:
-        content.insert(0, {"type": "image_url", "image_url": {"url": _data_uri(sample.image, image_side)}})
+        content.insert(0, image_part(sample.image, image_side))
     return [{"role": "system", "content": RUBRIC}, {"role": "user", "content": content}]
 
 
@@ -68,11 +65,3 @@ def parse_score(text: str) -> float:
     if isinstance(score, bool) or not isinstance(score, int | float) or not 0 <= score <= 10:
         raise UserError(f"the judge's answer is no score from 0 to 10: {text[:60]!r}")
     return float(score)
-
-
-def _data_uri(image: Image.Image, side: int) -> str:
-    small = image.copy()
-    small.thumbnail((side, side), Image.Resampling.BICUBIC)
-    buffer = io.BytesIO()
-    small.save(buffer, format="JPEG", quality=90)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")

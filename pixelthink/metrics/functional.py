@@ -1,8 +1,8 @@
-"""Plain functions of segmentation and efficiency metrics; no state, no torchmetrics.
+"""Segmentation and efficiency metrics as plain functions.
 
-gIoU is the mean of per-mask IoUs, cIoU the ratio of summed intersections to summed unions. Published evaluators treat
-ignored pixels and empty masks differently, and the same weights differ by up to 7 gIoU between them: a number without
-its protocol is no number.
+gIoU is the mean of the IoUs of the masks, cIoU is the sum of intersections divided by the sum of unions. Published
+evaluators treat ignored pixels and empty masks differently: the same weights differ by up to 7 gIoU between them. So
+every number is given with its protocol.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from pixelthink.errors import UserError
+
 ProtocolName = Literal["lisa", "segzero", "lens"]
 Mask = np.ndarray | torch.Tensor
-
-RESAMPLES_AT_ONCE = 2_000_000
 
 
 @dataclass(frozen=True)
@@ -53,10 +53,10 @@ def get_protocol(name: str) -> Protocol:
     """The protocol of a name.
 
     Raises:
-        ValueError: an unknown name; lists the known ones.
+        UserError: an unknown name; lists the known ones.
     """
     if name not in PROTOCOLS:
-        raise ValueError(f"unknown protocol {name!r}, choose from {', '.join(PROTOCOLS)}")
+        raise UserError(f"unknown protocol {name!r}, choose from {', '.join(PROTOCOLS)}")
     return PROTOCOLS[name]
 
 
@@ -73,15 +73,15 @@ def mask_counts(prediction: Mask, target: Mask, ignore: Mask | None, protocol: P
         `(intersection, union)` in pixels.
 
     Raises:
-        ValueError: shapes that differ.
+        UserError: shapes that differ.
     """
     found, truth = _as_bool(prediction), _as_bool(target)
     if found.shape != truth.shape:
-        raise ValueError(f"prediction is {_size(found)} but target is {_size(truth)} (height×width)")
+        raise UserError(f"prediction is {_size(found)} but target is {_size(truth)} (height×width)")
     if ignore is not None:
         void = _as_bool(ignore)
         if void.shape != truth.shape:
-            raise ValueError(f"ignore is {_size(void)} but target is {_size(truth)} (height×width)")
+            raise UserError(f"ignore is {_size(void)} but target is {_size(truth)} (height×width)")
         truth = truth | void if protocol.ignored == "target" else truth & ~void
         found = found & ~void if protocol.ignored == "removed" else found
     return int(np.count_nonzero(found & truth)), int(np.count_nonzero(found | truth))
@@ -104,25 +104,14 @@ def mask_ious(intersections: npt.ArrayLike, unions: npt.ArrayLike, protocol: Pro
     return np.where(empty, protocol.both_empty, ratio)
 
 
-def giou(intersections: npt.ArrayLike, unions: npt.ArrayLike, protocol: Protocol) -> float:
-    """Mean of per-mask IoUs; NaN without masks. Arguments as in `mask_ious`."""
-    return exact_mean(mask_ious(intersections, unions, protocol))
-
-
 def exact_mean(values: npt.ArrayLike) -> float:
-    """Mean whose sum is rounded once, so that it is the same in any order and on any number of processes; else NaN."""
+    """Mean of (N,) numbers, NaN of none. The sum is rounded once, so neither order nor number of processes matters."""
     array = np.asarray(values, dtype=np.float64)
     return math.fsum(array) / array.size if array.size else math.nan
 
 
-def ciou(intersections: npt.ArrayLike, unions: npt.ArrayLike, protocol: Protocol) -> float:
-    """Summed intersections by summed unions; NaN without masks. Arguments as in `mask_ious`."""
-    shared, joined = np.asarray(intersections), np.asarray(unions)
-    return ciou_of_sums(float(shared.sum()), float(joined.sum()), protocol) if joined.size else math.nan
-
-
 def ciou_of_sums(intersection: float, union: float, protocol: Protocol) -> float:
-    """cIoU of sums of pixels over at least one mask; where the union is empty as well, see `Protocol.both_empty`."""
+    """cIoU of pixels summed over at least one mask; where the union is empty as well, see `Protocol.both_empty`."""
     denominator = union + protocol.ciou_epsilon
     return intersection / denominator if denominator > 0 else protocol.both_empty
 
@@ -130,8 +119,10 @@ def ciou_of_sums(intersection: float, union: float, protocol: Protocol) -> float
 def efficiency_scores(
     tokens: float, rscore: float, giou: float, model_billions: float, gamma: float = 0.7
 ) -> tuple[float, float, float]:
-    """ReasonSeg-Diff's efficiency metrics, recovered by fitting every published row (FACTS, section 1).
+    """The efficiency metrics that the PixelThink paper reports on ReasonSeg-Diff.
 
+    The paper gives no formula. This one was fitted to the paper's tables and gives every row of them to the printed
+    digit (`tests/goldens/paper_efficiency.json`):
     `RST = 10·rscore / (B·√(N+1))`, `SAT = 100·giou / (B·√(N+1))`, `URSS = γ·SAT + (1−γ)·RST`.
 
     Args:
@@ -145,7 +136,7 @@ def efficiency_scores(
         `(rst, sat, urss)`.
 
     Raises:
-        ValueError: an argument out of its range, e.g. a gIoU in percent.
+        UserError: an argument out of its range, e.g. a gIoU in percent.
     """
     ranges = {
         "tokens": (tokens, 0.0, math.inf),
@@ -155,58 +146,12 @@ def efficiency_scores(
     }
     for name, (value, low, high) in ranges.items():
         if not low <= value <= high:
-            raise ValueError(f"{name} must be from {low:g} to {high:g}, got {value}")
+            raise UserError(f"{name} must be from {low:g} to {high:g}, got {value}")
     if not model_billions > 0:
-        raise ValueError(f"model_billions must be positive, got {model_billions}")
+        raise UserError(f"model_billions must be positive, got {model_billions}")
     cost = model_billions * math.sqrt(tokens + 1.0)
     rst, sat = 10.0 * rscore / cost, 100.0 * giou / cost
     return rst, sat, gamma * sat + (1.0 - gamma) * rst
-
-
-def bootstrap_interval(
-    values: npt.ArrayLike,
-    weights: npt.ArrayLike | None = None,
-    *,
-    level: float = 0.95,
-    samples: int = 2000,
-    seed: int = 0,
-) -> tuple[float, float]:
-    """Percentile bootstrap interval of a mean, or of a ratio of sums (Efron, 1979).
-
-    What is drawn from is put in order first, so the interval depends on the seed but not on the order of the samples,
-    nor on the number of processes that they came from.
-
-    Args:
-        values: (N,): per-mask IoUs for gIoU, intersections for cIoU.
-        weights: None for the mean of `values`; for the ratio Σvalues/Σweights (cIoU: unions) the denominators, (N,),
-            0 or more. Resamples whose denominators are all 0 count as 0.
-        level: Coverage, between 0 and 1.
-        samples: Number of resamples.
-        seed: Equal seeds give equal intervals.
-
-    Returns:
-        `(low, high)`.
-
-    Raises:
-        ValueError: no values, unequal lengths, or an argument out of range.
-    """
-    top = np.asarray(values, dtype=np.float64)
-    bottom = np.ones_like(top) if weights is None else np.asarray(weights, dtype=np.float64)
-    if top.ndim != 1 or top.size == 0 or top.shape != bottom.shape:
-        raise ValueError(f"a bootstrap needs (N,) values and as many weights, got {top.shape} and {bottom.shape}")
-    if not 0.0 < level < 1.0 or samples < 1:
-        raise ValueError(f"a bootstrap needs 0 < level < 1 and samples ≥ 1, got {level} and {samples}")
-    order = np.lexsort((bottom, top))
-    top, bottom = top[order], bottom[order]
-    generator = np.random.default_rng(seed)
-    ratios = np.empty(samples)
-    step = max(1, RESAMPLES_AT_ONCE // top.size)
-    for start in range(0, samples, step):
-        drawn = generator.integers(top.size, size=(min(step, samples - start), top.size))
-        sums, totals = top[drawn].sum(axis=1), bottom[drawn].sum(axis=1)
-        ratios[start : start + len(drawn)] = np.where(totals > 0, sums / np.where(totals > 0, totals, 1.0), 0.0)
-    low, high = np.quantile(ratios, [(1.0 - level) / 2.0, (1.0 + level) / 2.0])
-    return float(low), float(high)
 
 
 def _as_bool(mask: Any) -> np.ndarray:

@@ -19,7 +19,7 @@ class Measured:
         id: The sample's id.
         difficulty: 1 to 10, or None where nobody rated it.
         intersection: Pixels, under the protocol.
-        union: Pixels, under the protocol; 0 where an image is lost and the size of its target with it.
+        union: Pixels, under the protocol; 0 where the image is missing and its true mask unknown.
         iou: In 0 to 1; 0 where the answer failed, also where there was nothing to be found.
         failure: Why the sample scores 0, or None.
         flaws: What is odd about the answer.
@@ -53,16 +53,12 @@ class Measured:
 
     @property
     def object_key(self) -> str:
-        """What counts together with this sample, where objects are counted, see `counting.object_key`."""
+        """Samples of one key count together where objects are counted, see `counting.object_key`."""
         return object_key(self.id, self.object_id)
 
 
 def measure(prediction: Prediction, protocol: Protocol) -> Measured:
-    """Measures one prediction, a failed one as I = 0, U = |target|.
-
-    Args:
-        prediction: What to measure.
-        protocol: Whose rules for ignored pixels and empty masks apply.
+    """Measures one prediction under a protocol; a failed one has an intersection of 0 and an IoU of 0.
 
     Raises:
         UserError: the sample's true mask is unknown; names it.

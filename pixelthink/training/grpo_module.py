@@ -2,8 +2,8 @@
 
 Deviations from the released PixelThink code (and the paper, which leaves these open):
 
-1. The loss is averaged over all completion tokens of a minibatch, on all processes; released, over each micro-batch's
-   own, so that results move with the micro-batch size. Equal for one micro-batch per minibatch.
+1. The loss is averaged over all completion tokens of a minibatch, on all processes. Released, each micro-batch of one
+   completion has its own token mean: `grpo.loss_aggregation=seq-mean-token-mean`, here for any split and processes.
 2. With one minibatch per rollout the old log-probabilities are the current ones, detached: the ratio is 1 either way
    and one forward is saved.
 3. A missing difficulty or uncertainty stops the run and names the sample; released, they become 3.0 and 0.
@@ -178,7 +178,7 @@ class GRPOModule(SegmentationModule):
     def validation_step(self, batch: PromptBatch, batch_idx: int) -> list[Prediction]:  # type: ignore[override]
         return self.evaluator.step(self.answerer, batch)
 
-    test_step = validation_step
+    test_step = validation_step  # type: ignore[assignment]
 
     def predict_step(self, batch: PromptBatch, batch_idx: int) -> list[Prediction]:
         return self.evaluator.step(self.answerer, batch, measuring=False)

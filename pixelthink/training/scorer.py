@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from pixelthink.grpo.experience import Experience
-from pixelthink.grpo.loss import GRPOConfig, LossInputs, grpo_loss
+from pixelthink.grpo.loss import GRPOConfig, LossInputs, grpo_loss, loss_normalizer
 from pixelthink.grpo.micro_batches import drop_zero_advantage, in_order, micro_batch_rows, micro_batches
 from pixelthink.parallel.processes import Processes
 from pixelthink.parallel.sharding import run_as_forward, unsharded
@@ -108,21 +108,21 @@ class Scorer:
         """Adds a minibatch's gradients to the policy's parameters.
 
         The split into micro-batches and processes does not change them: each part of the loss is divided by the number
-        of completion tokens that all processes have together.
+        of tokens (or completions, see `GRPOConfig.loss_aggregation`) that all processes have together.
 
         Args:
             minibatch: This process's part.
             processes: Of the run.
             backward: Backpropagates a loss; the trainer's own where there is one.
         """
-        tokens = processes.sum(minibatch.token_count.float())
+        normalizer = processes.sum(loss_normalizer(minibatch.mask, self.config))
         pieces = micro_batches(drop_zero_advantage(minibatch, self.config), self.config, self.backbone.shares_prefix)
         totals: dict[str, Tensor] = {}
         log_ratios = []
         with processes.own_gradients():
             for piece in processes.pad_micro_batches(pieces, Experience.masked_dummy):
                 inputs = self.loss_inputs(piece)
-                output = grpo_loss(inputs, self.config, normalizer=tokens)
+                output = grpo_loss(inputs, self.config, normalizer=normalizer)
                 backward(output.loss)
                 for name, value in {"loss": output.loss.detach(), **output.stats}.items():
                     totals[name] = totals.get(name, torch.zeros_like(value)) + value

@@ -17,8 +17,8 @@ import scipy.stats
 from pixelthink.evaluation.comparison import compare, comparison_document
 from pixelthink.evaluation.finished_run import read_run
 from pixelthink.geometry import encode_rle
+from pixelthink.metrics.bootstrap import paired_bootstrap
 from pixelthink.metrics.counting import Count
-from pixelthink.metrics.paired import paired_bootstrap
 from tests.support import ROOT
 
 Row = dict[str, Any]

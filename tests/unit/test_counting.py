@@ -19,19 +19,18 @@ from pixelthink.data.validation import ObjectTargets
 from pixelthink.evaluation.config import EvaluationConfig
 from pixelthink.evaluation.evaluator import headline
 from pixelthink.geometry import encode_rle
-from pixelthink.metrics.counting import Counting, mask_scores, object_key
+from pixelthink.metrics.bootstrap import bootstrap_interval
+from pixelthink.metrics.counting import Grouping, mask_scores, object_key
 from pixelthink.metrics.functional import (
     PROTOCOLS,
     Protocol,
-    bootstrap_interval,
-    ciou,
+    ciou_of_sums,
     exact_mean,
     mask_counts,
     mask_ious,
 )
 from pixelthink.metrics.measured import Measured
-from pixelthink.metrics.report import SegmentationReport, metrics_document
-from pixelthink.metrics.segmentation import MaskScores
+from pixelthink.metrics.segmentation import SegmentationMetrics, metrics_document
 from pixelthink.types import Sample
 from tests.unit.test_score_masks import lines, run
 
@@ -56,7 +55,7 @@ def by_hand() -> list[Measured]:
 
 
 def report_of(samples: Sequence[Measured], count: Any = "object", at_once: int = 2) -> dict[str, float]:
-    report = SegmentationReport("segzero", bootstrap_samples=200, model_billions=2.0, count=count)
+    report = SegmentationMetrics("segzero", bootstrap_samples=200, model_billions=2.0, count=count)
     for start in range(0, len(samples), at_once):
         report.update(samples[start : start + at_once])
     return report.compute()
@@ -164,12 +163,16 @@ def test_random_masks_against_plain_numpy(protocol: Protocol) -> None:
     assert scores["ciou"] == pytest.approx(expected["ciou"], abs=1e-12)
     for name in ("giou_ci95", "ciou_ci95"):  # other random numbers, so only nearly
         assert scores[name] == pytest.approx(expected[name], abs=0.01)
-    metric = MaskScores(protocol.name, 4000, count="object")
-    metric.update(shared[:50], joined[:50], ious.tolist()[:50], owners[:50])
-    metric.update(shared[50:], joined[50:], ious.tolist()[50:], owners[50:])
-    values = {name: value.item() for name, value in metric.compute().items()}
+    metric = SegmentationMetrics(protocol.name, 4000, count="object")
+    samples = [
+        Measured(str(n), None, *counts[n], float(ious[n]), None, (), 1, 1, 1, 1, object_id=owner)
+        for n, owner in enumerate(owners)
+    ]
+    metric.update(samples[:50])
+    metric.update(samples[50:])
+    values = metric.compute()
     assert (values["giou"], values["ciou"]) == (scores["giou"], scores["ciou"])
-    assert (values["giou_ci95_low"], values["ciou_ci95_high"]) == (scores["giou_ci95"][0], scores["ciou_ci95"][1])
+    assert (values["giou_ci95_low"], values["ciou_ci95_high"]) == (*(scores["giou_ci95"][0], scores["ciou_ci95"][1]),)
 
 
 def test_objects_widen_the_interval_of_answers_that_depend_on_each_other() -> None:
@@ -182,12 +185,12 @@ def test_objects_widen_the_interval_of_answers_that_depend_on_each_other() -> No
 
 
 def test_weighted_sums_are_exact() -> None:
-    counting = Counting.of(6, ["a", "b", "b", "b", "c", "a"])
+    counting = Grouping.of(6, ["a", "b", "b", "b", "c", "a"])
     assert counting.weighted_sum([2**53, 1, 1, 1, 0, 2]) == float(2**52 + 2)  # 2^52 + 1 + 1
     assert counting.means([0.1, 0.2, 0.3, 0.4, 0.5, 0.1]).tolist() == [0.1, exact_mean([0.2, 0.3, 0.4]), 0.5]
-    ones = Counting.of(2, ["x", "y"])
+    ones = Grouping.of(2, ["x", "y"])
     assert ones.weighted_sum([2**53, 1]) == float(2**53 + 1)
-    assert ciou([3, 1], [4, 5], SEGZERO) == ones.weighted_sum([3, 1]) / ones.weighted_sum([4, 5])
+    assert ciou_of_sums(4, 9, SEGZERO) == ones.weighted_sum([3, 1]) / ones.weighted_sum([4, 5])
 
 
 def test_keys_of_samples_and_objects_never_meet() -> None:
@@ -196,13 +199,8 @@ def test_keys_of_samples_and_objects_never_meet() -> None:
 
 def test_what_is_refused() -> None:
     wrong: Any = "objects"
-    for metric in (MaskScores, SegmentationReport):
-        with pytest.raises(ValueError, match="unknown count 'objects', choose from expression, object"):
-            metric("lens", count=wrong)
-    metric = MaskScores("lens", count="object")
-    with pytest.raises(ValueError, match="objects are counted, but there are 0 keys of objects for 1 masks"):
-        metric.update([1], [2], [0.5])
-    assert metric.compute() == {}
+    with pytest.raises(ValueError, match="unknown count 'objects', choose from expression, object"):
+        SegmentationMetrics("lens", count=wrong)
     with pytest.raises(ValueError, match="1 objects for 2 expressions"):
         mask_scores([1, 1], [2, 2], [0.5, 0.5], SEGZERO, objects=["a"])
     with pytest.raises(ValueError, match="got 1, 2 and 1"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import get_args
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from pixelthink.grpo.experience import Experience
-from pixelthink.grpo.loss import GRPOConfig, LossInputs, grpo_loss
+from pixelthink.grpo.loss import GRPOConfig, LossAggregation, LossInputs, grpo_loss, loss_normalizer
 from pixelthink.grpo.micro_batches import (
     drop_zero_advantage,
     in_order,
@@ -62,18 +63,20 @@ def step(
         inputs = LossInputs(
             scores.logprobs, piece.old_logprobs, piece.ref_logprobs, piece.mask, piece.advantages, scores.entropy
         )
-        loss = grpo_loss(inputs, config, normalizer=whole.token_count).loss
+        loss = grpo_loss(inputs, config, normalizer=loss_normalizer(whole.mask, config)).loss
         loss.backward()
         total += loss.item()
     return gradients(model), total
 
 
+@pytest.mark.parametrize("aggregation", get_args(LossAggregation))
 @pytest.mark.parametrize("computation", ["shared_prefix", "padded"])
-def test_every_split_gives_the_same_gradient_and_loss(computation: str) -> None:
+def test_every_split_gives_the_same_gradient_and_loss(computation: str, aggregation: LossAggregation) -> None:
     backbone, model = tiny_model("qwen2.5", logprobs=computation)
     whole = experience()
-    expected, loss = step(backbone, model, whole, SPLITS["1×8"])
-    for name, config in SPLITS.items():
+    splits = {name: replace(config, loss_aggregation=aggregation) for name, config in SPLITS.items()}
+    expected, loss = step(backbone, model, whole, splits["1×8"])
+    for name, config in splits.items():
         found, total = step(backbone, model, whole, config)
         assert relative_difference(found, expected) < 1e-5, name
         assert total == pytest.approx(loss, rel=1e-5), name

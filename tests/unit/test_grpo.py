@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 
+from pixelthink.errors import UserError
 from pixelthink.grpo.advantages import flat_group_share, group_advantages
 from pixelthink.grpo.loss import GRPOConfig, LossInputs, grpo_loss, k3_kl
 from tests.support import golden_rows
@@ -35,6 +36,43 @@ def test_released_advantages_loss_and_gradient(row: dict) -> None:
     assert output.loss.item() == pytest.approx(expected["loss"], abs=1e-5, rel=1e-5)
     assert logprobs.grad is not None
     torch.testing.assert_close(logprobs.grad, torch.tensor(expected["grad"]), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("row", golden_rows("grpo_loss_seq_mean.jsonl.gz"), ids=lambda row: str(row["id"]))
+def test_released_mean_over_completions(row: dict) -> None:
+    advantages = group_advantages(torch.tensor(row["scores"], dtype=torch.float64), row["group_size"])
+    expected = torch.tensor(row["expected"]["advantages"], dtype=torch.float64)
+    torch.testing.assert_close(advantages, expected, rtol=1e-5, atol=1e-5)
+    values = {
+        name: torch.tensor(row[name], dtype=torch.float64) for name in ("old_logprobs", "ref_logprobs", "entropy")
+    }
+    logprobs = torch.tensor(row["logprobs"], dtype=torch.float64, requires_grad=True)
+    mask = torch.arange(logprobs.shape[1])[None] < torch.tensor(row["lengths"])[:, None]
+    config = GRPOConfig(
+        clip=row["clip"], kl_coef=row["kl_coef"], entropy_coef=row["entropy_coef"], loss_aggregation=row["aggregation"]
+    )
+    output = grpo_loss(LossInputs(logprobs, mask=mask, advantages=advantages, **values), config)
+    output.loss.backward()
+    assert output.loss.item() == pytest.approx(row["expected"]["loss"], abs=1e-6)
+    torch.testing.assert_close(logprobs.grad, torch.tensor(row["expected"]["grad"]).double(), rtol=1e-5, atol=1e-7)
+
+
+def test_aggregations_by_hand() -> None:
+    """Two completions of 1 and 3 tokens, ratio 1, advantages 1 and −2, entropies 1 at each token."""
+    logprobs = torch.zeros(2, 3)
+    mask = torch.tensor([[1, 0, 0], [1, 1, 1]])
+    inputs = LossInputs(logprobs, logprobs, None, mask, torch.tensor([1.0, -2.0]), entropy=torch.ones(2, 3))
+    expected = {
+        "token-mean": ((-1 + 3 * 2) / 4, 1.0),
+        "seq-mean-token-mean": ((-1 + 2) / 2, 1.0),
+        "seq-mean-token-sum-norm": ((-1 / 10 + 6 / 10) / 2, (1 / 10 + 3 / 10) / 2),
+    }
+    for name, (policy_loss, entropy) in expected.items():
+        config = GRPOConfig(entropy_coef=0.5, loss_aggregation=name, loss_norm_tokens=10)  # type: ignore[arg-type]
+        output = grpo_loss(inputs, config)
+        assert output.loss.item() == pytest.approx(policy_loss - 0.5 * entropy, abs=1e-6), name
+    with pytest.raises(UserError, match=r"grpo\.loss_aggregation: unknown 'mean', choose from token-mean, "):
+        GRPOConfig(loss_aggregation="mean")  # type: ignore[arg-type]
 
 
 def test_advantages_by_hand() -> None:

@@ -17,21 +17,19 @@ import torch.multiprocessing as mp
 from PIL import Image
 
 from pixelthink.geometry import CoordinateFrame, decode_rle
+from pixelthink.metrics.bootstrap import bootstrap_interval
+from pixelthink.metrics.counting import mask_scores
 from pixelthink.metrics.functional import (
     PROTOCOLS,
-    bootstrap_interval,
-    ciou,
+    ciou_of_sums,
     efficiency_scores,
+    exact_mean,
     get_protocol,
-    giou,
     mask_counts,
     mask_ious,
 )
-from pixelthink.metrics.levels import ByLevel
 from pixelthink.metrics.measured import Measured, measure
-from pixelthink.metrics.reasoning import ParseRate, ReasoningTokens
-from pixelthink.metrics.report import SegmentationReport, metrics_document
-from pixelthink.metrics.segmentation import CIoU, GIoU
+from pixelthink.metrics.segmentation import SegmentationMetrics, metrics_document
 from pixelthink.parsing import parse_completion
 from pixelthink.types import Completion, Prediction, Prompt, Sample, Timings
 from tests.support import GOLDENS, golden_rows
@@ -48,6 +46,20 @@ def strip(*pixels: int) -> np.ndarray:
     return mask
 
 
+def answer(
+    name: str,
+    difficulty: float | None = None,
+    *,
+    pixels: tuple[int, int] = (1, 2),
+    protocol: str = "segzero",
+    failure: Any = None,
+    tokens: int = 10,
+) -> Measured:
+    """A measured answer of `pixels` = (intersection, union)."""
+    iou = float(mask_ious([pixels[0]], [pixels[1]], PROTOCOLS[protocol])[0])
+    return Measured(name, difficulty, *pixels, iou, failure, (), tokens, 2, 12, 9)
+
+
 @pytest.mark.parametrize("protocol", ["lisa", "segzero"])
 @pytest.mark.parametrize("row", GOLDEN, ids=lambda row: str(row["id"]))
 def test_released_evaluators(row: dict[str, Any], protocol: Any) -> None:
@@ -55,13 +67,17 @@ def test_released_evaluators(row: dict[str, Any], protocol: Any) -> None:
     rules = get_protocol(protocol)
     counts = [mask_counts(p, t, i, rules) for p, t, i in zip(*masks, strict=True)]
     pixels = [i for i, _ in counts], [u for _, u in counts]
-    assert giou(*pixels, rules) == pytest.approx(row["expected"][protocol]["giou"], abs=1e-9)
-    assert ciou(*pixels, rules) == pytest.approx(row["expected"][protocol]["ciou"], abs=1e-9)
-    for metric, name in ((GIoU(protocol), "giou"), (CIoU(protocol), "ciou")):
-        half = len(counts) // 2
-        metric.update(*(column[:half] for column in masks))
-        metric.update(*([torch.from_numpy(mask) for mask in column[half:]] for column in masks))
-        assert metric.compute().item() == pytest.approx(row["expected"][protocol][name], abs=1e-9)
+    scores = mask_scores(*pixels, mask_ious(*pixels, rules), rules, samples=0)
+    assert scores["giou"] == pytest.approx(row["expected"][protocol]["giou"], abs=1e-9)
+    assert scores["ciou"] == pytest.approx(row["expected"][protocol]["ciou"], abs=1e-9)
+    torches = [[torch.from_numpy(mask) for mask in column] for column in masks]
+    assert [mask_counts(p, t, i, rules) for p, t, i in zip(*torches, strict=True)] == counts
+    metric = SegmentationMetrics(protocol, bootstrap_samples=0)
+    for start in (0, len(counts) // 2):
+        part = counts[start : len(counts) if start else len(counts) // 2]
+        metric.update([answer(f"{start + n}", pixels=pair, protocol=protocol) for n, pair in enumerate(part)])
+    for name in ("giou", "ciou"):
+        assert metric.compute()[name] == pytest.approx(row["expected"][protocol][name], abs=1e-9)
 
 
 @pytest.mark.parametrize(
@@ -80,7 +96,7 @@ def test_protocols_by_hand(protocol: str, counts: tuple[int, int], both_empty: f
     )
     assert mask_counts(strip(0, 1, 2), strip(0), strip(2, 3), rules) == counts
     assert mask_ious([0], [0], rules).tolist() == [both_empty]
-    assert ciou([0], [0], rules) == (0.0 if protocol == "lisa" else both_empty)
+    assert ciou_of_sums(0, 0, rules) == (0.0 if protocol == "lisa" else both_empty)
 
 
 def test_shapes_and_names_are_checked() -> None:
@@ -89,11 +105,7 @@ def test_shapes_and_names_are_checked() -> None:
     with pytest.raises(ValueError, match=r"ignore is 2×8"):
         mask_counts(strip(0), strip(0), np.zeros((2, 8), dtype=bool), PROTOCOLS["lens"])
     with pytest.raises(ValueError, match="unknown protocol 'coco', choose from lisa, segzero, lens"):
-        GIoU("coco")  # type: ignore[arg-type]
-    metric = GIoU("lens")
-    with pytest.raises(ValueError, match="shorter"):
-        metric.update([strip(0), strip(0)], [strip(0)])
-    assert metric.count == 0
+        SegmentationMetrics("coco")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("row", EFFICIENCY["rows"], ids=lambda row: f"{row['set']} {row['method']}")
@@ -152,33 +164,33 @@ def test_bootstrap_refuses(arguments: tuple[Any, ...]) -> None:
         bootstrap_interval([1.0], level=95)
 
 
-def test_tokens_and_parse_rate() -> None:
-    tokens = ReasoningTokens()
-    tokens.update([10, 0])
-    tokens.update([5])
-    assert tokens.compute().item() == 5.0
-    rate = ParseRate()
-    rate.update([None, "no_json", None, "no_json", "not_finite"])
-    values = {name: value.item() for name, value in rate.compute().items()}
+def failures(*causes: str | None) -> list[Measured]:
+    return [answer(str(n), failure=cause) for n, cause in enumerate(causes)]
+
+
+def test_parse_rate() -> None:
+    metric = SegmentationMetrics("segzero", bootstrap_samples=0)
+    metric.update(failures(None, "no_json", None, "no_json", "not_finite"))
+    values = metric.compute()
     assert values["parse_rate"] == pytest.approx(0.4)
     assert (values["failures/no_json"], values["failures/not_finite"]) == (2, 1)
     assert "failures/no_answer" not in values  # what never occurred is no line in anybody's list
-    with pytest.raises(ValueError, match="failures: unknown 'tired'"):
-        rate.update([None, "tired"])
-    assert rate.count == 5
-    rate.update(["image_unreadable", "image_missing", "segmenter_error"])
-    values = {name: value.item() for name, value in rate.compute().items()}
-    assert values["parse_rate"] == pytest.approx(3 / 6), "a segmenter's error is none of the answer's, two had no image"
-    unasked = ParseRate()
-    unasked.update(["image_missing"])
-    assert unasked.compute().keys() == {"failures/image_missing"}
+    with pytest.raises(ValueError, match="failure: unknown 'tired'"):
+        metric.update(failures(None, "tired"))
+    assert metric.compute()["n"] == 5
+    metric.update(failures("image_unreadable", "image_missing", "segmenter_error"))
+    assert metric.compute()["parse_rate"] == pytest.approx(3 / 6), "the segmenter's error counts as read, two had none"
+    unasked = SegmentationMetrics("segzero", bootstrap_samples=0)
+    unasked.update(failures("image_missing"))
+    assert "parse_rate" not in unasked.compute()
+    assert unasked.compute()["failures/image_missing"] == 1
 
 
 def test_lengths_are_of_those_that_were_asked() -> None:
     lengths = {"reasoning_tokens": 6, "answer_tokens": 4, "response_tokens": 12, "words": 8}
     asked = Measured("a", None, 2, 4, 0.5, None, (), **lengths)
     lost = Measured("b", None, 0, 4, 0.0, "image_unreadable", (), **dict.fromkeys(lengths, 0))
-    report = SegmentationReport("segzero", bootstrap_samples=10, model_billions=1.0)
+    report = SegmentationMetrics("segzero", bootstrap_samples=10, model_billions=1.0)
     report.update([asked, lost])
     values = report.compute()
     assert {name: values[name] for name in lengths} == lengths
@@ -187,20 +199,17 @@ def test_lengths_are_of_those_that_were_asked() -> None:
 
 
 def test_by_level() -> None:
-    metric = ByLevel(ReasoningTokens(), "tokens")
-    metric.update([1.0, 3.5, None, 3.4], [10, 30, 50, 20])
-    assert {k: v.item() for k, v in metric.compute().items()} == {
-        "tokens": 27.5,
-        "tokens/easy": 15,
-        "tokens/medium": 30,
-    }
-    assert {k: v.item() for k, v in metric([9.0], [7]).items()} == {"tokens": 7.0, "tokens/hard": 7.0}
-    assert metric.compute()["tokens"].item() == pytest.approx(117 / 5)
+    metric = SegmentationMetrics("segzero", bootstrap_samples=0)
+    pairs = [(1.0, 10), (3.5, 30), (None, 50), (3.4, 20)]
+    metric.update([answer(str(n), level, tokens=tokens) for n, (level, tokens) in enumerate(pairs)])
+    found = {name: value for name, value in metric.compute().items() if name.startswith("reasoning_tokens")}
+    assert found == {"reasoning_tokens": 27.5, "reasoning_tokens/easy": 15, "reasoning_tokens/medium": 30}
+    batch = metric([answer("last", 9.0, tokens=7)])
+    assert (batch["reasoning_tokens"], batch["reasoning_tokens/hard"], batch["n"]) == (7.0, 7.0, 1)
+    assert metric.compute()["reasoning_tokens"] == pytest.approx(117 / 5)
     metric.reset()
-    metric.update([], [])
+    metric.update([])
     assert metric.compute() == {}
-    with pytest.raises(ValueError, match="2 difficulties"):
-        metric.update([1.0, 2.0], [3])
 
 
 def prediction(
@@ -265,7 +274,7 @@ def measured(predictions: list[Prediction]) -> list[Measured]:
 
 def report_of(predictions: list[Prediction], *, at_once: int = 4) -> dict[str, float]:
     """Metrics of predictions, added so many at once."""
-    report = SegmentationReport("segzero", bootstrap_samples=200, model_billions=2.0)
+    report = SegmentationMetrics("segzero", bootstrap_samples=200, model_billions=2.0)
     for start in range(0, len(predictions), at_once):
         report.update(measured(predictions[start : start + at_once]))
     return report.compute()
@@ -285,7 +294,7 @@ def test_report_by_hand() -> None:
 
 
 def test_a_report_can_be_reset() -> None:
-    report = SegmentationReport("lens", bootstrap_samples=10)
+    report = SegmentationMetrics("lens", bootstrap_samples=10)
     report.update(measured(some_predictions()))
     report.reset()
     report.update(measured(some_predictions()[:1]))
@@ -318,7 +327,7 @@ def _report_on(rank: int, world: int, folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world)
     predictions, results = some_predictions(), []
     for share in SHARES:
-        report = SegmentationReport("segzero", bootstrap_samples=200, model_billions=2.0)
+        report = SegmentationMetrics("segzero", bootstrap_samples=200, model_billions=2.0)
         for index in share[rank]:
             report.update(measured([predictions[index]]))
         results.append(report.compute())
@@ -337,5 +346,5 @@ def test_two_processes_give_the_numbers_of_one(tmp_path: Path) -> None:
 
 
 def test_nothing_seen_is_not_a_number() -> None:
-    assert math.isnan(giou([], [], PROTOCOLS["lisa"]))
-    assert math.isnan(ciou([], [], PROTOCOLS["lisa"]))
+    assert math.isnan(exact_mean([]))
+    assert SegmentationMetrics("lisa").compute() == {}

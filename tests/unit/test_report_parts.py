@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw
 from pixelthink.evaluation.finished_run import FinishedRun
 from pixelthink.evaluation.report import charts, tables
 from pixelthink.evaluation.report.gallery import collect
-from pixelthink.evaluation.report.outlines import mask_path, outline
+from pixelthink.evaluation.report.outlines import mask_path
 from pixelthink.evaluation.report.page import ReportOptions, render
 from pixelthink.evaluation.report.pictures import MAX_BYTES, data_uri
 from pixelthink.geometry import encode_rle
@@ -43,7 +43,7 @@ def test_an_outline_encloses_the_mask(size: tuple[int, int]) -> None:
     draw.rectangle((width * 0.3, height * 0.4, width * 0.4, height * 0.6), fill=0)  # a hole
     draw.rectangle((width * 0.8, 0, width - 1, height * 0.1), fill=1)  # a second part, at the edge
     mask = np.array(picture)
-    drawn = filled(outline(mask), height, width, scale=8 if height < 100 else 1) > 0.5
+    drawn = filled(mask_path(mask), height, width, scale=8 if height < 100 else 1) > 0.5
     assert (drawn & mask).sum() / (drawn | mask).sum() > 0.97
     assert not drawn[int(height * 0.5), int(width * 0.35)]
 
@@ -58,7 +58,7 @@ def test_what_has_no_outline() -> None:
 
 def test_many_specks_stay_short() -> None:
     specks = np.random.default_rng(0).random((300, 400)) < 0.3
-    assert 1000 < len(outline(specks)) <= 20_000
+    assert 1000 < len(mask_path(specks)) <= 20_000
 
 
 def test_pictures_are_small(tmp_path: Path) -> None:

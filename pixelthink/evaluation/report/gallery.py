@@ -49,15 +49,24 @@ def collect(
     by_id = [{row["id"]: row for row in run.rows} for run in runs]
     shown = [row["id"] for row in runs[0].rows if row["id"] in scores[0]]
     pictured = _spread(shown, scores[-1], max_pictures)
-    pictures: list[str] = []
-    known: dict[str, int | None] = {}
+    uris: dict[str, str | None] = {}  # by file name, a hash of the content: a picture is read once for all questions
     samples = []
     for name in shown:
         rows = [of_run[name] for of_run in by_id]
-        picture = _picture(runs, rows, side, pictures, known) if name in pictured else None
-        ious = [of_run[name] for of_run in scores]
-        samples.append(_sample(rows, ious, picture))
-    return Gallery(samples, pictures, len(shown) - len(pictured))
+        files = [run.folder / row["thumbnail"] for run, row in zip(runs, rows, strict=True) if row.get("thumbnail")]
+        picture = None
+        for file in files if name in pictured else ():
+            if uris.get(file.name) is None:
+                uris[file.name] = data_uri(file, side)
+            if uris[file.name] is not None:
+                picture = file.name
+                break
+        samples.append(_sample(rows, [of_run[name] for of_run in scores], picture))
+    pictures = {name: uri for name, uri in uris.items() if uri is not None}
+    places = {name: place for place, name in enumerate(pictures)}
+    for sample in samples:
+        sample["picture"] = places.get(sample["picture"])
+    return Gallery(samples, list(pictures.values()), len(shown) - len(pictured))
 
 
 def _spread(names: Sequence[str], scores: Mapping[str, float | None], number: int) -> set[str]:
@@ -68,25 +77,7 @@ def _spread(names: Sequence[str], scores: Mapping[str, float | None], number: in
     return {ranked[place] for place in np.linspace(0, len(ranked) - 1, number).round().astype(int)} if number else set()
 
 
-def _picture(
-    runs: Sequence[FinishedRun], rows: Sequence[Row], side: int, pictures: list[str], known: dict[str, int | None]
-) -> int | None:
-    """Position of a sample's picture, which is read once however many questions it has."""
-    for run, row in zip(runs, rows, strict=True):
-        if row.get("thumbnail") is None:
-            continue
-        path = run.folder / row["thumbnail"]
-        key = path.name  # a hash of the content, equal in all runs
-        if known.get(key) is None:
-            uri = data_uri(path, side)
-            known[key] = None if uri is None else len(pictures)
-            pictures += [] if uri is None else [uri]
-        if known[key] is not None:
-            return known[key]
-    return None
-
-
-def _sample(rows: Sequence[Row], ious: Sequence[float | None], picture: int | None) -> dict[str, Any]:
+def _sample(rows: Sequence[Row], ious: Sequence[float | None], picture: str | None) -> dict[str, Any]:
     first = next((row for row in rows if row.get("size")), rows[0])
     drawn = picture is not None
     return {

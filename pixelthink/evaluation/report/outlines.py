@@ -15,21 +15,18 @@ MAX_PARTS = 150
 
 
 def mask_path(mask: np.ndarray | None) -> str:
-    """The outline of a mask as the `d` of an SVG path, for `fill-rule="evenodd"`; "" for no mask and an empty one."""
-    return "" if mask is None or not mask.any() else outline(mask)
-
-
-def outline(mask: np.ndarray) -> str:
-    """The outline of a mask with its holes.
+    """The outline of a mask with its holes as the `d` of an SVG path, for `fill-rule="evenodd"`.
 
     Args:
-        mask: bool (H, W), not empty.
+        mask: bool (H, W).
 
     Returns:
-        Closed polygons in pixels of the mask, whose corner (0, 0) is that of its first pixel.
+        Closed polygons in pixels of the mask, from the corner (0, 0) of its first pixel; "" for None or an empty mask.
     """
     import cv2
 
+    if mask is None or not mask.any():
+        return ""
     height, width = mask.shape
     longer = max(height, width)
     factor = -(-FINE // longer) if longer < FINE else min(1.0, COARSE / longer)
@@ -41,11 +38,8 @@ def outline(mask: np.ndarray) -> str:
     tolerance = TOLERANCE
     while True:
         polygons = [cv2.approxPolyDP(contour, tolerance, closed=True)[:, 0] for contour in largest]
-        path = "".join(_polygon((points + 0.5) * scale) for points in polygons)
+        corners = (((points + 0.5) * scale).tolist() for points in polygons)
+        path = "".join("M" + "L".join(f"{x:.5g} {y:.5g}" for x, y in polygon) + "Z" for polygon in corners)
         if len(path) <= MAX_LENGTH:
             return path
         tolerance *= 2
-
-
-def _polygon(points: np.ndarray) -> str:
-    return "M" + "L".join(f"{x:.5g} {y:.5g}" for x, y in points.tolist()) + "Z"

@@ -5,11 +5,10 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from jinja2 import Environment, StrictUndefined
@@ -26,8 +25,6 @@ from pixelthink.types import LEVELS
 
 REPORT = "report.html"
 """Name of the page in a folder of results."""
-
-Scores = Mapping[str, float | None]
 
 
 @dataclass(frozen=True)
@@ -66,15 +63,17 @@ def write_report(
         FileError: it cannot be written.
         UserError: a picture or mask that cannot be read; names it.
     """
-    page = render(run, comparison, options)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, page)
+    write_atomically(path, render(run, comparison, options))
 
 
 def render(run: FinishedRun, comparison: Comparison | None = None, options: ReportOptions = ReportOptions()) -> str:
     """The page as text; arguments as in `write_report`."""
-    runs = [run] if comparison is None else _compared_runs(comparison)
-    scores = _scores(run, comparison)
+    runs, scores = [run], [{row["id"]: row["iou"] for row in run.rows}]
+    if comparison is not None:  # compared samples alone; the runs' metrics are of other samples or another protocol
+        sides = [[pair.a for pair in comparison.pairs], [pair.b for pair in comparison.pairs]]
+        both = zip((comparison.a, comparison.b), sides, strict=True)
+        runs = [replace(of_run, rows=[scored.row for scored in side], metrics={}) for of_run, side in both]
+        scores = [{scored.row["id"]: scored.iou for scored in side} for side in sides]
     gallery = collect(runs, scores, max_pictures=options.max_pictures, side=options.picture_side)
     measured = all(iou is not None for of_run in scores for iou in of_run.values())
     script = _resource("page.js")
@@ -106,50 +105,28 @@ def render(run: FinishedRun, comparison: Comparison | None = None, options: Repo
     )
 
 
-def _compared_runs(comparison: Comparison) -> list[FinishedRun]:
-    """Both runs with the compared samples only, and without metrics, which are of other samples or another protocol."""
-    first, second = [pair.a.row for pair in comparison.pairs], [pair.b.row for pair in comparison.pairs]
-    return [replace(comparison.a, rows=first, metrics={}), replace(comparison.b, rows=second, metrics={})]
-
-
-def _scores(run: FinishedRun, comparison: Comparison | None) -> list[Scores]:
-    """For each run, id → IoU; None where the truth is unknown."""
-    if comparison is None:
-        return [{row["id"]: row["iou"] for row in run.rows}]
-    first: Scores = {pair.a.row["id"]: pair.a.iou for pair in comparison.pairs}
-    second: Scores = {pair.b.row["id"]: pair.b.iou for pair in comparison.pairs}
-    return [first, second]
-
-
 def _charts(
     runs: Sequence[FinishedRun], gallery: Gallery, *, measured: bool, comparison: Comparison | None
 ) -> dict[str, Markup]:
     """The charts by name."""
     samples = gallery.samples
-    number = range(len(runs))
+    answers = [[sample["answers"][run] for sample in samples] for run in range(len(runs))]
     groups = charts.level_groups([sample["level"] for sample in samples])
-    tokens = [[_tokens(sample["answers"][run]) for sample in samples] for run in number]
+    tokens = [[a["tokens"] if was_asked(a["failure"]) else None for a in of_run] for of_run in answers]
     of_levels = [
         (level, [[t for i in at if (t := column[i]) is not None] for column in tokens]) for level, at in groups
     ]
     found = {"lengths": charts.lengths(of_levels)}
     if measured:
-        ious = [[sample["answers"][run]["iou"] for sample in samples] for run in number]
-        dots = [_dot(place, sample) for place, sample in enumerate(samples) if tokens[-1][place] is not None]
+        ious = [[answer["iou"] for answer in of_run] for of_run in answers]
+        dots = []
+        for place, (sample, length) in enumerate(zip(samples, tokens[-1], strict=True)):
+            if length is not None:
+                title = f"{sample['question'][:80]} (IoU {ious[-1][place]:.2f}, {length} tokens)"
+                dots.append(charts.Dot(place, length, ious[-1][place], sample["level"], title))
         found["scatter"] = charts.scatter(dots, _means(runs, tokens, ious, groups, comparison))
         found["ious"] = charts.histogram(ious, "IoU")
     return {name: Markup(svg) for name, svg in found.items()}
-
-
-def _tokens(answer: Mapping[str, Any]) -> int | None:
-    """Reasoning tokens; None where there is no answer, for want of the image."""
-    return answer["tokens"] if was_asked(answer["failure"]) else None
-
-
-def _dot(place: int, sample: Mapping[str, Any]) -> charts.Dot:
-    answer = sample["answers"][-1]
-    title = f"{sample['question'][:80]} (IoU {answer['iou']:.2f}, {answer['tokens']} tokens)"
-    return charts.Dot(place, answer["tokens"], answer["iou"], sample["level"], title)
 
 
 def _means(
@@ -162,16 +139,16 @@ def _means(
     """gIoU and tokens of each level in each run; intervals where one run's metrics have them."""
     means = []
     for level, places in groups:
-        for run in range(len(runs)):
-            part = "" if level == "all" else f"/{level}"
-            interval = runs[run].metrics.get(f"giou_ci95{part}") if comparison is None else None
+        part = "" if level == "all" else f"/{level}"
+        for run, found in enumerate(runs):
             mean = float(np.mean([ious[run][i] for i in places]))
             length = float(np.mean([t for i in places if (t := tokens[run][i]) is not None] or [0]))
             if comparison is None:
-                giou = float(runs[run].metrics.get(f"giou{part}", mean))  # per object where objects were counted
+                giou = float(found.metrics.get(f"giou{part}", mean))  # per object where objects were counted
             else:
                 of_both = comparison.differences[level]["giou"]
                 giou = (of_both.a, of_both.b)[run]
+            interval = found.metrics.get(f"giou_ci95{part}")  # a comparison has none
             means.append(charts.Mean(level, run, length, giou, tuple(interval) if interval else None))
     return means
 

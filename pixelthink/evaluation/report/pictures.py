@@ -13,6 +13,7 @@ from pixelthink.data.images import open_rgb
 MAX_BYTES = 40_000
 """A JPEG of no more is embedded as it is."""
 QUALITIES = (75, 60, 45, 30)
+"""Of WebP; the first that is small enough is taken, else the last."""
 
 
 def data_uri(path: Path, side: int) -> str | None:
@@ -23,25 +24,19 @@ def data_uri(path: Path, side: int) -> str | None:
         side: Longer side in pixels to which larger ones are reduced.
 
     Raises:
-        ValueError: the file is there and no picture; one line that begins with its path.
+        FileError: the file is there but is no picture; one line that begins with its path.
     """
     if not path.is_file():
         return None
-    data = path.read_bytes()
+    data, kind = path.read_bytes(), "jpeg"
     image = open_rgb(data, str(path))
     if max(image.size) > side or len(data) > MAX_BYTES or not data.startswith(b"\xff\xd8"):
-        return "data:image/webp;base64," + base64.b64encode(_webp(image, side)).decode("ascii")
-    return "data:image/jpeg;base64," + base64.b64encode(data).decode("ascii")
-
-
-def _webp(image: Image.Image, side: int) -> bytes:
-    """The picture reduced, in the first quality that is small enough, else in the last."""
-    image.thumbnail((side, side), Image.Resampling.BICUBIC)
-    data = b""
-    for quality in QUALITIES:
-        buffer = io.BytesIO()
-        image.save(buffer, format="WEBP", quality=quality)
-        data = buffer.getvalue()
-        if len(data) <= MAX_BYTES:
-            break
-    return data
+        kind = "webp"
+        image.thumbnail((side, side), Image.Resampling.BICUBIC)
+        for quality in QUALITIES:
+            buffer = io.BytesIO()
+            image.save(buffer, format="WEBP", quality=quality)
+            data = buffer.getvalue()
+            if len(data) <= MAX_BYTES:
+                break
+    return f"data:image/{kind};base64," + base64.b64encode(data).decode("ascii")

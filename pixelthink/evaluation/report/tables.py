@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from pixelthink.evaluation.comparison import Comparison
 from pixelthink.evaluation.finished_run import FinishedRun
 from pixelthink.failures import was_asked, was_read
+from pixelthink.metrics.bootstrap import Difference
 from pixelthink.types import LEVELS
 
 STAGES = (
@@ -37,34 +37,30 @@ LABELS = {
 DIGITS = {"giou": 3, "ciou": 3, "parse_rate": 3, "sat": 2, "rscore": 2, "rst": 2, "urss": 2}
 
 
-@dataclass(frozen=True)
-class Table:
+class Table(NamedTuple):
     """A heading a column and a row of texts a line, the first of which names the line."""
 
     head: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
 
 
-@dataclass(frozen=True)
-class Tile:
-    """One number of the headline: its name, value, and what stands below."""
+class Tile(NamedTuple):
+    """One number of the headline."""
 
     name: str
     value: str
     note: str
 
 
-@dataclass(frozen=True)
-class Cause:
-    """One cause of failure (or flaw): its name, number and share in each run."""
+class Cause(NamedTuple):
+    """One cause of failure (or flaw): its name, number and share of the answers in each run."""
 
     name: str
     numbers: tuple[int, ...]
     shares: tuple[float, ...]
 
 
-@dataclass(frozen=True)
-class Stage:
+class Stage(NamedTuple):
     """One stage of the time: its name, mean milliseconds in each run, and lengths of their bars, 0 to 1."""
 
     name: str
@@ -79,7 +75,7 @@ def answers_of(run: FinishedRun) -> int:
 
 
 def counted(run: FinishedRun | Comparison) -> str:
-    """How many of what counted once, in words; "" where that is each sample."""
+    """ "N objects of M expressions"; "" where expressions were counted."""
     if isinstance(run, Comparison):
         return f"{run.n['all']} objects of {len(run.pairs)} expressions" if run.count == "object" else ""
     values = run.metrics
@@ -122,10 +118,8 @@ def difference_tiles(comparison: Comparison) -> list[Tile]:
     """The headline's numbers of two runs: A → B, and how sure the difference is."""
     found = []
     for metric in ("giou", "ciou", "reasoning_tokens", "parse_rate"):
-        difference, digits = comparison.differences["all"][metric], DIGITS.get(metric, 1)
-        low, high = difference.ci95
-        note = f"{difference.difference:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]"
-        found.append(Tile(LABELS[metric], f"{difference.a:.{digits}f} → {difference.b:.{digits}f}", note))
+        a, b, difference = _difference_texts(metric, comparison.differences["all"][metric])
+        found.append(Tile(LABELS[metric], f"{a} → {b}", difference))
     return found
 
 
@@ -164,34 +158,28 @@ def _cell(values: Mapping[str, Any], name: str, part: str) -> str:
 
 def differences(comparison: Comparison) -> Table:
     """A line for each metric and level: both runs, difference, interval, p."""
-    rows = []
-    for level, of_level in comparison.differences.items():
-        for metric, found in of_level.items():
-            digits = DIGITS.get(metric, 1)
-            low, high = found.ci95
-            rows.append(
-                (
-                    *(
-                        level,
-                        str(comparison.n[level]),
-                        LABELS[metric],
-                        f"{found.a:.{digits}f}",
-                        f"{found.b:.{digits}f}",
-                    ),
-                    *(f"{found.difference:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]", f"{found.p:.4f}"),
-                )
-            )
+    rows = [
+        (level, str(comparison.n[level]), LABELS[metric], *_difference_texts(metric, found), f"{found.p:.4f}")
+        for level, of_level in comparison.differences.items()
+        for metric, found in of_level.items()
+    ]
     return Table(("level", "N", "metric", "A", "B", "B − A, 95 % interval", "p"), tuple(rows))
+
+
+def _difference_texts(metric: str, found: Difference) -> tuple[str, str, str]:
+    """A, B, and their difference with its interval."""
+    digits, (low, high) = DIGITS.get(metric, 1), found.ci95
+    difference = f"{found.difference:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]"
+    return f"{found.a:.{digits}f}", f"{found.b:.{digits}f}", difference
 
 
 def causes(runs: Sequence[FinishedRun], key: str) -> list[Cause]:
     """Failures ("failures") or flaws ("flaws") of the runs, the most frequent first."""
-    values = [values_of(run) for run in runs]
-    names = sorted({name for value in values for name in value.get(key) or {}})
+    counts = [values_of(run).get(key) or {} for run in runs]
     found = []
-    for name in names:
-        numbers = tuple(int((value.get(key) or {}).get(name, 0)) for value in values)
-        shares = tuple(n / answers_of(run) for n, run in zip(numbers, runs, strict=True))
+    for name in sorted(set().union(*counts)):
+        numbers = tuple(int(of_run.get(name, 0)) for of_run in counts)
+        shares = tuple(number / answers_of(run) for number, run in zip(numbers, runs, strict=True))
         found.append(Cause(name, numbers, shares))
     return sorted(found, key=lambda cause: -max(cause.numbers))
 

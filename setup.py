@@ -32,6 +32,7 @@ setup(
         "pyarrow>=16",
         "tqdm>=4.60",
         "httpx>=0.27",
+        "cachetools>=5",
         "jinja2>=3.1",
         "markupsafe>=2",
         "safetensors>=0.4",

@@ -20,3 +20,8 @@ class MissingFileError(FileError, FileNotFoundError):
 
 class MissingPackageError(UserError, ImportError):
     """A package that an option needs is not installed."""
+
+
+def brief(error: BaseException, length: int = 160) -> str:
+    """The beginning of an error's message on one line; the name of its class where it has no message."""
+    return " ".join(str(error).split())[:length] or type(error).__name__

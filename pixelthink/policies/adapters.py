@@ -10,13 +10,14 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from pixelthink.errors import MissingFileError, UserError
+from pixelthink.errors import FileError, MissingFileError, MissingPackageError, UserError, brief
 from pixelthink.parallel.collectives import full_tensor
 from pixelthink.policies.quantization import dequantized_weight
 
@@ -62,7 +63,8 @@ def add_adapter(model: Any, lora: LoRA, base: str) -> None:
 
     Raises:
         UserError: the language model has no layer of a target's name, or `init_from` is another adapter; one line.
-        MissingFileError: there is no adapter at `init_from`; one line.
+        FileError: there is no adapter at `init_from`, or it is damaged; one line.
+        MissingPackageError: peft is missing; one line.
     """
     # the layers of bitsandbytes are subclasses of nn.Linear
     layers = {
@@ -73,6 +75,8 @@ def add_adapter(model: Any, lora: LoRA, base: str) -> None:
             f"policy.adapter.target_modules: the language model has no linear layer {unknown[0]!r}; it has "
             f"{', '.join(sorted(layers))}"
         )
+    if find_spec("peft") is None:
+        raise MissingPackageError("policy.adapter needs peft: pip install peft")
     from peft import LoraConfig
 
     config = LoraConfig(
@@ -95,17 +99,24 @@ def add_adapter(model: Any, lora: LoRA, base: str) -> None:
 
 def _load_weights(model: Any, lora: LoRA, folder: Path) -> None:
     """Replaces the adapter's weights by those of an exported one."""
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     if not (folder / "adapter_model.safetensors").is_file() or not (folder / "adapter_config.json").is_file():
         raise MissingFileError(f"policy.adapter.init_from: there is no adapter in {str(folder)!r}")
-    config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-    if (config["r"], config["lora_alpha"]) != (lora.rank, lora.alpha):
+    try:
+        config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+        weights = load_file(folder / "adapter_model.safetensors")
+        rank, alpha = config["r"], config["lora_alpha"]
+    except (OSError, ValueError, LookupError, TypeError, SafetensorError) as error:
+        raise FileError(
+            f"policy.adapter.init_from: the adapter in {str(folder)!r} is damaged ({brief(error)})"
+        ) from None
+    if (rank, alpha) != (lora.rank, lora.alpha):
         raise UserError(
-            f"policy.adapter.init_from: the adapter in {str(folder)!r} has rank {config['r']} and alpha "
-            f"{config['lora_alpha']}, policy.adapter has {lora.rank} and {lora.alpha}"
+            f"policy.adapter.init_from: the adapter in {str(folder)!r} has rank {rank} and alpha "
+            f"{alpha}, policy.adapter has {lora.rank} and {lora.alpha}"
         )
-    weights = load_file(folder / "adapter_model.safetensors")
     saved = {name.removeprefix(PREFIX): weight for name, weight in weights.items()}
     own = {n.replace(f".{ADAPTER}.", "."): p for n, p in model.named_parameters() if is_adapter_weight(n)}
     shared = {name for name in own.keys() & saved.keys() if own[name].shape == saved[name].shape}
@@ -139,18 +150,13 @@ def has_adapter(model: nn.Module) -> bool:
 
 
 @contextmanager
-def adapter_off(model: nn.Module) -> Iterator[nn.Module]:
+def adapter_off(model: Any) -> Iterator[nn.Module]:
     """The model as it was before an adapter was put into it, for as long as the context lasts."""
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
-    for layer in layers:
-        layer.enable_adapters(False)
+    model.disable_adapters()
     try:
         yield model
     finally:
-        for layer in layers:
-            layer.enable_adapters(True)
+        model.enable_adapters()
 
 
 def base_weights(model: nn.Module, merged: bool = True) -> Iterator[tuple[str, Tensor]]:
@@ -166,19 +172,12 @@ def base_weights(model: nn.Module, merged: bool = True) -> Iterator[tuple[str, T
         if is_adapter_weight(name):
             continue
         owner_name, _, leaf = name.rpartition(".")
-        weight = (
-            full_tensor(parameter)
-            if leaf != "weight"
-            else full_tensor(dequantized_weight(model.get_submodule(owner_name)))
-        )
+        weight = full_tensor(dequantized_weight(model.get_submodule(owner_name)) if leaf == "weight" else parameter)
         layer_name, _, last = owner_name.rpartition(".")
         if last == "base_layer":
             layer: Any = model.get_submodule(layer_name)
             if merged and leaf == "weight":
-                low_rank = (
-                    full_tensor(layer.lora_B[ADAPTER].weight).float()
-                    @ full_tensor(layer.lora_A[ADAPTER].weight).float()
-                )
-                weight = (weight.float() + layer.scaling[ADAPTER] * low_rank).to(weight.dtype)
+                a, b = (full_tensor(part[ADAPTER].weight).float() for part in (layer.lora_A, layer.lora_B))
+                weight = (weight.float() + layer.scaling[ADAPTER] * (b @ a)).to(weight.dtype)
             name = f"{layer_name}.{leaf}"
         yield name, weight

@@ -39,10 +39,10 @@ class Fork:
     size: int
 
     @staticmethod
-    def of(prompt: int, lengths: Sequence[int]) -> Fork:
+    def of(prompt: int, lengths: Sequence[int], device: torch.device) -> Fork:
         """From the lengths of the completions, all positive."""
         longest, own = max(lengths), sum(lengths)
-        mask = torch.ones(longest, prompt + longest, dtype=torch.bool).tril(prompt)
+        mask = torch.ones(longest, prompt + longest, dtype=torch.bool).tril(prompt).to(device)
         if min(lengths) == longest:
             return Fork(prompt, own, None, None, mask, len(lengths))
         sizes = torch.tensor(lengths)
@@ -50,12 +50,7 @@ class Fork:
         starts = sizes.cumsum(0) - sizes
         pad = (starts[:, None] + torch.minimum(steps[None], sizes[:, None] - 1)).reshape(-1)
         unpad = (steps[None] < sizes[:, None]).reshape(-1).nonzero()[:, 0]
-        return Fork(prompt, own, pad, unpad, mask, len(lengths))
-
-    def to(self, device: torch.device) -> Fork:
-        """The same with its tensors on a device."""
-        pad, unpad = (None if t is None else t.to(device) for t in (self.pad, self.unpad))
-        return Fork(self.prompt, self.own, pad, unpad, self.mask.to(device), self.size)
+        return Fork(prompt, own, pad.to(device), unpad.to(device), mask, len(lengths))
 
 
 @dataclass(frozen=True)
@@ -65,17 +60,13 @@ class Segments:
     parts: tuple[int | Fork, ...]
 
     @staticmethod
-    def of(groups: Sequence[tuple[int, Sequence[int]]]) -> Segments:
+    def of(groups: Sequence[tuple[int, Sequence[int]]], device: torch.device) -> Segments:
         """From each group's prompt length and completion lengths; fewer than two completions make one causal run."""
         parts: list[int | Fork] = []
         for prompt, lengths in groups:
             filled = [length for length in lengths if length]
-            parts.append(prompt + sum(filled) if len(filled) < 2 else Fork.of(prompt, filled))
+            parts.append(prompt + sum(filled) if len(filled) < 2 else Fork.of(prompt, filled, device))
         return Segments(tuple(parts))
-
-    def to(self, device: torch.device) -> Segments:
-        """The same with its tensors on a device."""
-        return Segments(tuple(p if isinstance(p, int) else p.to(device) for p in self.parts))
 
     @property
     def sizes(self) -> list[int]:
@@ -110,17 +101,21 @@ def segment_attention(
     Returns:
         (batch, queries, heads, D) and None.
     """
+    from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
+
+    options: Any = {"dropout_p": dropout, "scale": scaling}
     if segments is None:
-        return _unsegmented(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
-    options = {"dropout_p": dropout, "scale": scaling}
+        decoding = attention_mask is not None and attention_mask.shape[1] == 1 and query.shape[2] < key.shape[2]
+        if not decoding or torch.is_grad_enabled():
+            return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
+        output = _grouped_attention(query, key, value, attention_mask, options)  # copies no key for each query head
+        return output.transpose(1, 2).contiguous(), None
     pieces = zip(*(tensor.split(segments.sizes, dim=2) for tensor in (query, key, value)), strict=True)
     outputs = []
     for part in segments.parts:
         q, k, v = next(pieces)
-        repeated = query.shape[1] // key.shape[1]
-        outputs.append(
-            scaled_dot_product_attention(q, _repeat(k, repeated), _repeat(v, repeated), is_causal=True, **options)  # type: ignore[arg-type]
-        )
+        keys, values = (repeat_kv(tensor, query.shape[1] // key.shape[1]) for tensor in (k, v))
+        outputs.append(scaled_dot_product_attention(q, keys, values, is_causal=True, **options))
         if isinstance(part, Fork):
             outputs.append(_fork_attention(part, next(pieces), k, v, options))
     return torch.cat(outputs, dim=2).transpose(1, 2).contiguous(), None
@@ -143,48 +138,15 @@ def _fork_attention(
     return flat if fork.unpad is None else flat.index_select(2, fork.unpad)
 
 
-def _grouped_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, options: Any) -> Tensor:
+def _grouped_attention(query: Tensor, key: Tensor, value: Tensor, mask: Any, options: Any) -> Tensor:
     """Masked attention in which the queries that share a key-value head stand side by side, so no key is copied.
 
-    Args:
-        query: (batch, heads, queries, D).
-        key: (batch, key-value heads, keys, D).
-        value: As `key`.
-        mask: (batch or 1, 1, queries, keys), bool or additive.
-        options: For `scaled_dot_product_attention`.
-
-    Returns:
-        (batch, heads, queries, D).
+    Shapes as in `segment_attention`, the mask (batch or 1, 1, queries, keys). Returns (batch, heads, queries, D).
     """
     repeated = query.shape[1] // key.shape[1]
     folded = query.unflatten(1, (key.shape[1], repeated)).flatten(2, 3)
     output = scaled_dot_product_attention(folded, key, value, attn_mask=mask.repeat(1, 1, repeated, 1), **options)
     return output.unflatten(2, (repeated, query.shape[2])).flatten(1, 2)
-
-
-def _repeat(tensor: Tensor, times: int) -> Tensor:
-    """Each key-value head `times` over: (batch, heads, keys, D) → (batch, heads × times, keys, D)."""
-    return tensor if times == 1 else tensor[:, :, None].expand(-1, -1, times, -1, -1).flatten(1, 2)
-
-
-def _unsegmented(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    dropout: float,
-    scaling: float | None,
-    **kwargs: Any,
-) -> tuple[Tensor, None]:
-    """Plain `sdpa`; while decoding, without a copy of the keys for each query head."""
-    from transformers.integrations.sdpa_attention import sdpa_attention_forward
-
-    decoding = attention_mask is not None and attention_mask.shape[1] == 1 and query.shape[2] < key.shape[2]
-    if decoding and not torch.is_grad_enabled():
-        output = _grouped_attention(query, key, value, attention_mask, {"dropout_p": dropout, "scale": scaling})  # type: ignore[arg-type]
-        return output.transpose(1, 2).contiguous(), None
-    return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
 
 
 def use_segments(model: Any) -> None:

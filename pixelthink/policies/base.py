@@ -6,20 +6,22 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from pixelthink.errors import UserError
 from pixelthink.geometry import AnswerConvention
-from pixelthink.parallel.collectives import full_tensor
+from pixelthink.policies import adapters
+from pixelthink.policies.adapters import LoRA
+from pixelthink.policies.plain import plain_config, plain_model
 from pixelthink.types import Prompt
 
 
 @dataclass(frozen=True)
 class VisionFeatures:
-    """What the vision tower made of a prompt's images.
+    """Outputs of the vision tower for a prompt's images.
 
     Attributes:
         images: Features of all image tokens in order, (tokens, D).
@@ -38,8 +40,7 @@ class EncodedPrompt:
         token_ids: Chat-templated prompt with expanded image placeholders, int64 (L,).
         pixel_values: Image patches as the family's image processor makes them.
         image_grid: Patch grid (time, height, width) per image, int64 (images, 3).
-        features: What a frozen vision tower made of the images, see `PolicyBackbone.share_images`; None leaves that to
-            each forward.
+        features: Outputs of a frozen vision tower, see `PolicyBackbone.share_images`; None: each forward computes them.
     """
 
     token_ids: Tensor
@@ -63,7 +64,7 @@ class TokenScores:
 
 @dataclass(frozen=True)
 class Prefill:
-    """Prompts that have been read and wait for their completions.
+    """Result of the forward pass over prompts, from which decoding goes on.
 
     Attributes:
         logits: Of each prompt's next token, float32 (P, V).
@@ -83,7 +84,10 @@ class PolicyBackbone(ABC):
     """How the family writes coordinates: absolute pixels of the image that it sees, or thousandths of its sides."""
 
     model_type: str = ""
-    """What transformers calls the family in a checkpoint's `config.json`."""
+    """The family's `model_type` in a checkpoint's `config.json`."""
+
+    adapter: LoRA | None = None
+    """The low-rank adapter that is trained; None where the weights themselves are."""
 
     processor: Any
     """Tokenizer and image processor (a transformers processor), there after `setup`."""
@@ -201,15 +205,17 @@ class PolicyBackbone(ABC):
         """Every weight that an engine of its own needs, under the name that the transformers class gives it.
 
         One whole tensor lives at a time: a sharded one is gathered, which every process must take part in, so that all
-        consume the iterator to its end. Tied weights come once. vLLM's loaders and `from_pretrained` both know these
-        names. A family whose model is wrapped (adapters, quantised layers) yields what the *base* class would have,
-        adapters merged in, dequantised.
+        consume the iterator to its end. Tied weights come once. Adapters are merged and quantised layers unpacked, so
+        that vLLM's loaders and `from_pretrained` both know the names.
 
         Args:
             model: What `load_model` gave, wrapped by a strategy or not.
         """
-        for name, parameter in model.named_parameters():
-            yield name, full_tensor(parameter)
+        return adapters.base_weights(model)
+
+    def base_weights(self, model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+        """As `sync_weights`, without the adapter's part."""
+        return adapters.base_weights(model, merged=False)
 
     def describe_model(self, model: nn.Module, folder: Path) -> None:
         """Writes what another engine needs to build the model without weights: configuration and processor.
@@ -218,25 +224,18 @@ class PolicyBackbone(ABC):
             model: What `load_model` gave; its `config` is written.
             folder: An existing, empty folder.
         """
-        config: Any = model.config
-        if not config.architectures:
-            config = type(config).from_dict({**config.to_dict(), "architectures": [type(model).__name__]})
-        config.save_pretrained(folder)
+        plain_config(model).save_pretrained(folder)
         self.processor.save_pretrained(folder)
 
     @property
     def adapter_rank(self) -> int:
         """Rank of the low-rank adapter that is trained; 0 where the weights themselves are."""
-        return 0
+        return 0 if self.adapter is None else self.adapter.rank
 
     @property
     def adapter_targets(self) -> tuple[str, ...]:
         """Names of the layers that the adapter is in, without what stands before the last dot."""
-        return ()
-
-    def base_weights(self, model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-        """As `sync_weights`, without the adapter's part."""
-        return self.sync_weights(model)
+        return () if self.adapter is None else tuple(self.adapter.target_modules)
 
     def write_adapter(self, model: nn.Module, folder: Path) -> None:
         """Writes the adapter alone, in peft's format; gathers sharded weights, so that every process has to call it.
@@ -248,11 +247,13 @@ class PolicyBackbone(ABC):
         Raises:
             UserError: the policy has no adapter; one line.
         """
-        raise UserError("there is no adapter to write: model.policy.adapter is not set")
+        if self.adapter is None:
+            raise UserError("there is no adapter to write: model.policy.adapter is not set")
+        adapters.write_adapter(model, folder)
 
     def checkpointed(self, model: nn.Module) -> set[str]:
-        """Names of those weights that a checkpoint has to hold; what is not trained can be loaded from where it was."""
-        return set(model.state_dict())
+        """Names of the weights that a checkpoint has to hold: the adapter's, or all where there is none."""
+        return {n for n in model.state_dict() if self.adapter is None or adapters.is_adapter_weight(n)}
 
     def save(self, model: nn.Module, folder: Path, what: Literal["model", "adapter"] = "model") -> None:
         """Writes weights, configuration and processor in Hugging Face format.
@@ -269,7 +270,7 @@ class PolicyBackbone(ABC):
         if what == "adapter":
             self.write_adapter(model, folder)
         else:
-            cast("Any", model).save_pretrained(folder)
+            plain_model(model).save_pretrained(folder)
         self.processor.save_pretrained(folder)
 
     def count_tokens(self, text: str) -> int:

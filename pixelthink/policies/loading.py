@@ -1,4 +1,4 @@
-"""What stands at `policy.path`: whether it is a checkpoint, and of which family, before weights are read."""
+"""Checks of `policy.path` before weights are read: is it a checkpoint, and of which model family?"""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from pixelthink.errors import MissingFileError, UserError
+from pixelthink.errors import FileError, MissingFileError, MissingPackageError, UserError, brief
 from pixelthink.policies.base import PolicyBackbone
 
 
@@ -24,7 +24,11 @@ def require_checkpoint(path: str) -> None:
     if not looks_local or (Path(path) / "config.json").is_file():
         return
     if (Path(path) / "adapter_config.json").is_file():
-        base = json.loads((Path(path) / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"]
+        try:
+            config = json.loads((Path(path) / "adapter_config.json").read_text(encoding="utf-8"))
+            base = config["base_model_name_or_path"]
+        except (OSError, ValueError, LookupError, TypeError) as error:
+            raise FileError(f"policy.path: adapter_config.json in {path!r} is damaged ({brief(error)})") from None
         raise MissingFileError(
             f"policy.path: {path!r} holds an adapter, not a model; set policy.path to its base {base!r} and "
             f"policy.adapter.init_from to {path!r}"
@@ -34,14 +38,23 @@ def require_checkpoint(path: str) -> None:
 
 @contextmanager
 def clear_errors(path: str) -> Iterator[None]:
-    """Turns transformers' page on a model that cannot be loaded into one line that names the option."""
+    """Turns what transformers raises where a model cannot be loaded into one line that names the option.
+
+    Raises:
+        UserError: an option that this model does not take, such as an unknown attention kernel.
+        MissingFileError: there is no model, or it is damaged.
+        MissingPackageError: an option needs a package that is not installed.
+    """
     try:
         yield
+    except ImportError as error:
+        raise MissingPackageError(f"policy: loading {path!r} needs a missing package ({brief(error)})") from error
     except (OSError, SafetensorError) as error:
         is_folder = Path(path).is_dir()
         where = "the folder is incomplete or damaged" if is_folder else "no such folder, nor a model of the hub"
-        reason = " ".join(str(error).split())
-        raise MissingFileError(f"policy.path: cannot load {path!r}, {where} ({reason[:160]})") from error
+        raise MissingFileError(f"policy.path: cannot load {path!r}, {where} ({brief(error)})") from error
+    except ValueError as error:
+        raise UserError(f"policy: cannot load {path!r} with these options ({brief(error)})") from error
 
 
 def check_family(path: str, owner: type[PolicyBackbone], local_files_only: bool) -> None:

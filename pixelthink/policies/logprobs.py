@@ -25,7 +25,6 @@ def selected_logprobs(
     token_ids: Tensor,
     *,
     with_entropy: bool = False,
-    entropy_gradient: bool = True,
     block_logits: int = BLOCK_LOGITS,
 ) -> tuple[Tensor, Tensor | None]:
     """Log-probability of each given token under `softmax(head(hidden))`.
@@ -36,7 +35,6 @@ def selected_logprobs(
             module (adapters, quantised, sharded) is called as it is, with all its logits in memory.
         token_ids: The tokens, (M,).
         with_entropy: Also return each position's entropy in nats.
-        entropy_gradient: Whether the entropies carry gradient; without, they cost backward nothing.
         block_logits: Logits that live at a time, about.
 
     Returns:
@@ -44,7 +42,12 @@ def selected_logprobs(
     """
     plain = type(head) is nn.Linear and head.bias is None and not isinstance(head.weight, DTensor)
     if not plain:
-        return _whole(head(hidden).float(), token_ids, with_entropy, entropy_gradient)
+        logits = head(hidden).float()
+        normalizer = logits.logsumexp(dim=-1)
+        logprobs = logits.gather(-1, token_ids[:, None])[:, 0] - normalizer
+        if not with_entropy:
+            return logprobs, None
+        return logprobs, normalizer - ((logits - normalizer[:, None]).exp() * logits).sum(dim=-1)
     weight: Tensor = head.weight  # type: ignore[assignment]
     if torch.is_autocast_enabled(hidden.device.type):
         dtype = torch.get_autocast_dtype(hidden.device.type)
@@ -52,22 +55,7 @@ def selected_logprobs(
     elif hidden.dtype != weight.dtype:
         hidden = hidden.to(weight.dtype)
     logprobs, entropy = _HeadLogprobs.apply(hidden, weight, token_ids, with_entropy, block_logits)
-    if not with_entropy:
-        return logprobs, None
-    return logprobs, entropy if entropy_gradient else entropy.detach()
-
-
-def _whole(
-    logits: Tensor, token_ids: Tensor, with_entropy: bool, entropy_gradient: bool
-) -> tuple[Tensor, Tensor | None]:
-    """The plain computation, from float32 logits (M, V)."""
-    normalizer = logits.logsumexp(dim=-1)
-    logprobs = logits.gather(-1, token_ids[:, None])[:, 0] - normalizer
-    if not with_entropy:
-        return logprobs, None
-    with torch.set_grad_enabled(entropy_gradient and torch.is_grad_enabled()):
-        entropy = normalizer - ((logits - normalizer[:, None]).exp() * logits).sum(dim=-1)
-    return logprobs, entropy
+    return logprobs, entropy if with_entropy else None
 
 
 class _HeadLogprobs(torch.autograd.Function):
@@ -86,7 +74,8 @@ class _HeadLogprobs(torch.autograd.Function):
             logits = _logits(hidden, weight[start : start + block])
             if block == vocabulary:
                 kept = logits
-            _pick(logits, token_ids - start, chosen)
+            inside, ids = _local(token_ids - start, logits.shape[1])
+            chosen = torch.where(inside, logits.gather(1, ids)[:, 0], chosen)
             higher = torch.maximum(peak, logits.amax(dim=1))
             shift, rescale = peak - higher, (peak - higher).exp()
             if with_entropy:  # moment: sum of e^(z − peak) · (z − peak)
@@ -118,7 +107,8 @@ class _HeadLogprobs(torch.autograd.Function):
             part = weight[start : start + ctx.block]
             logits = _logits(hidden, part) if kept is None else kept
             to_logits = _logit_gradient(logits - normalizer[:, None], entropy, to_logprobs, to_entropy)
-            _add_at(to_logits, token_ids - start, to_logprobs)
+            inside, ids = _local(token_ids - start, to_logits.shape[1])
+            to_logits.scatter_add_(1, ids, torch.where(inside, to_logprobs, 0.0)[:, None])
             to_logits = to_logits.to(weight.dtype)
             if to_hidden is not None:
                 to_hidden += to_logits @ part
@@ -138,19 +128,9 @@ def _wide(values: Tensor) -> torch.dtype:
     return torch.promote_types(values.dtype, torch.float32)
 
 
-def _pick(logits: Tensor, local_ids: Tensor, chosen: Tensor) -> None:
-    """Writes the logits of those tokens that lie in the block to `chosen` (M,)."""
-    inside = (local_ids >= 0) & (local_ids < logits.shape[1])
-    found = logits.gather(1, local_ids.clamp(0, logits.shape[1] - 1)[:, None])[:, 0]
-    chosen.copy_(torch.where(inside, found, chosen))
-
-
-def _add_at(to_logits: Tensor, local_ids: Tensor, values: Tensor) -> None:
-    """Adds `values` (M,) at those tokens that lie in the block."""
-    inside = (local_ids >= 0) & (local_ids < to_logits.shape[1])
-    to_logits.scatter_add_(
-        1, local_ids.clamp(0, to_logits.shape[1] - 1)[:, None], torch.where(inside, values, 0.0)[:, None]
-    )
+def _local(ids: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Which tokens lie in a block of this size, bool (M,), and their ids in it, (M, 1); those of others are clamped."""
+    return (ids >= 0) & (ids < size), ids.clamp(0, size - 1)[:, None]
 
 
 def _logit_gradient(log_softmax: Tensor, entropy: Tensor, to_logprobs: Tensor, to_entropy: Tensor | None) -> Tensor:

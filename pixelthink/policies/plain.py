@@ -1,4 +1,4 @@
-"""Models as anyone loads them: adapters merged, weights unpacked, nothing of this package left in the configuration."""
+"""Plain transformers models from trained ones: adapters merged, quantised weights unpacked."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pixelthink.policies.quantization import is_quantized
 
 
 def plain_config(model: Any) -> Any:
-    """The configuration of a transformers model without a word on quantisation, its class named."""
+    """The configuration of a transformers model without quantisation, with the name of its class."""
     values = model.config.to_dict()
     values.pop("quantization_config", None)
     values["architectures"] = [_class_of(model).__name__]
@@ -30,8 +30,8 @@ def plain_model(model: Any) -> Any:
         plain = _class_of(model)(plain_config(model))
     weights = {name: weight.cpu() for name, weight in base_weights(model)}
     missing, unexpected = plain.load_state_dict(weights, strict=False, assign=True)
-    plain.tie_weights()
-    if wrong := [*unexpected, *(name for name in missing if _is_meta(plain, name))]:
+    plain.tie_weights()  # a missing weight that is tied to another has that one's value
+    if wrong := [*unexpected, *(name for name in missing if plain.get_parameter(name).is_meta)]:
         raise RuntimeError(f"the merged model and its class disagree on {len(wrong)} weights, {wrong[0]!r} first")
     plain.generation_config = model.generation_config
     return plain
@@ -39,9 +39,5 @@ def plain_model(model: Any) -> Any:
 
 def _class_of(model: nn.Module) -> type[Any]:
     """The transformers class of a model; sharding gives a module a class of its own."""
-    return next(c for c in type(model).__mro__ if c.__module__.startswith("transformers."))
-
-
-def _is_meta(model: nn.Module, name: str) -> bool:
-    """Whether a weight got no value; one that is tied to another has that one's."""
-    return bool(model.get_parameter(name).is_meta)
+    classes = (c for c in type(model).__mro__ if c.__module__.startswith("transformers."))
+    return next(classes, type(model))

@@ -12,8 +12,8 @@ from pixelthink.errors import MissingPackageError
 
 Quantization = Literal["none", "nf4", "int8"]
 
-KEPT_WHOLE = ("model.visual", "lm_head")
-"""What is not quantised: the vision tower, which is small and would see worse, and the head, which makes the logits."""
+UNQUANTIZED_MODULES = ("model.visual", "lm_head")
+"""Modules that keep their precision: the vision tower, which is small and would lose accuracy, and the head."""
 
 
 def quantization_config(kind: Quantization, dtype: torch.dtype) -> Any:
@@ -33,15 +33,11 @@ def quantization_config(kind: Quantization, dtype: torch.dtype) -> Any:
         raise MissingPackageError(f"policy.quantization {kind!r} needs bitsandbytes: pip install bitsandbytes")
     from transformers import BitsAndBytesConfig
 
+    skipped = {"llm_int8_skip_modules": list(UNQUANTIZED_MODULES)}
     if kind == "int8":
-        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=list(KEPT_WHOLE))
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=dtype,
-        llm_int8_skip_modules=list(KEPT_WHOLE),
-    )
+        return BitsAndBytesConfig(load_in_8bit=True, **skipped)
+    nf4 = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True, "bnb_4bit_compute_dtype": dtype}
+    return BitsAndBytesConfig(load_in_4bit=True, **nf4, **skipped)
 
 
 def use_one_kernel(model: nn.Module) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -13,13 +13,12 @@ from torch.nn.utils.rnn import pad_sequence
 
 from pixelthink.errors import UserError
 from pixelthink.geometry import AnswerConvention
-from pixelthink.policies.adapters import LoRA, add_adapter, base_weights, is_adapter_weight, write_adapter
+from pixelthink.policies.adapters import LoRA, add_adapter
 from pixelthink.policies.attention import use_segments
 from pixelthink.policies.base import EncodedPrompt, PolicyBackbone, Prefill, TokenScores
 from pixelthink.policies.loading import check_family, clear_errors, require_checkpoint
 from pixelthink.policies.logprobs import selected_logprobs
 from pixelthink.policies.padded import padded_hidden, padded_rows
-from pixelthink.policies.plain import plain_config, plain_model
 from pixelthink.policies.quantization import Quantization, is_quantized, quantization_config, use_one_kernel
 from pixelthink.policies.shared_prefix import PREFIX_KERNELS, attention_mask, packed_hidden
 from pixelthink.policies.vision import tower_is_frozen, vision_features
@@ -127,43 +126,37 @@ class Qwen25VL(PolicyBackbone):
             model.model.visual.requires_grad_(False)
         if self.gradient_checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        return cast("nn.Module", model)
+        trained: nn.Module = model
+        return trained
 
     def encode(self, prompts: Sequence[Prompt]) -> list[EncodedPrompt]:
         features = self.processor(text=[self.prompt_text(p) for p in prompts], images=[[p.image] for p in prompts])
         grids = torch.as_tensor(features["image_grid_thw"])
         patches = torch.as_tensor(features["pixel_values"]).split(grids.prod(dim=1).tolist())
-        for prompt, grid in zip(prompts, grids.tolist(), strict=True):
-            self._check_size(prompt, grid)
+        patch = self.processor.image_processor.patch_size
+        for prompt, (_, height, width) in zip(prompts, grids.tolist(), strict=True):
+            if (seen := (width * patch, height * patch)) != prompt.image.size:
+                raise UserError(
+                    f"sample {prompt.sample.id!r}: the image is {prompt.image.size} but the processor would make it "
+                    f"{seen}, so coordinates would not fit; set data.image_size to a size that it keeps"
+                )
         return [
             EncodedPrompt(torch.as_tensor(token_ids), pixels, grid[None])
             for token_ids, pixels, grid in zip(features["input_ids"], patches, grids, strict=True)
         ]
 
-    def _check_size(self, prompt: Prompt, grid: list[int]) -> None:
-        """Refuses an image that the processor has resized, since the prompt's frame would then be wrong."""
-        patch = self.processor.image_processor.patch_size
-        seen = (grid[2] * patch, grid[1] * patch)
-        if seen != prompt.image.size:
-            raise UserError(
-                f"sample {prompt.sample.id!r}: the image is {prompt.image.size} but the processor would make it "
-                f"{seen}, so coordinates would not fit; set data.image_size to a size that it keeps"
-            )
-
     def score(
         self,
-        model: nn.Module,
+        model: Any,
         prompts: Sequence[EncodedPrompt],
         completions: Sequence[Tensor],
         prompt_index: Sequence[int],
         with_entropy: bool = False,
     ) -> TokenScores:
-        core = cast("Any", model).model
         compute = packed_hidden if self.shares_prefix else padded_hidden
-        hidden = compute(core, prompts, completions, prompt_index)
+        hidden = compute(model.model, prompts, completions, prompt_index)
         token_ids = torch.cat(list(completions)).to(hidden.device)
-        head = cast("nn.Module", model.lm_head)
-        logprobs, entropy = selected_logprobs(hidden, head, token_ids, with_entropy=with_entropy)
+        logprobs, entropy = selected_logprobs(hidden, model.lm_head, token_ids, with_entropy=with_entropy)
         lengths = [len(c) for c in completions]
         padded = pad_sequence(logprobs.split(lengths), batch_first=True)
         return TokenScores(padded, None if entropy is None else pad_sequence(entropy.split(lengths), batch_first=True))
@@ -173,37 +166,34 @@ class Qwen25VL(PolicyBackbone):
         return self.logprobs == "shared_prefix"
 
     @torch.no_grad()
-    def share_images(self, model: nn.Module, prompts: Sequence[EncodedPrompt]) -> list[EncodedPrompt]:
-        core = cast("Any", model).model
-        if not tower_is_frozen(core):
+    def share_images(self, model: Any, prompts: Sequence[EncodedPrompt]) -> list[EncodedPrompt]:
+        if not tower_is_frozen(model.model):
             return list(prompts)
-        features = vision_features(core, prompts)
+        features = vision_features(model.model, prompts)
         return [replace(prompt, features=found) for prompt, found in zip(prompts, features, strict=True)]
 
-    def prefill(self, model: nn.Module, prompts: Sequence[EncodedPrompt], cache: Any) -> Prefill:
-        core = cast("Any", model).model
+    def prefill(self, model: Any, prompts: Sequence[EncodedPrompt], cache: Any) -> Prefill:
         nothing = torch.zeros(0, dtype=torch.int64)
-        rows = padded_rows(core, prompts, [nothing] * len(prompts), range(len(prompts)))
-        hidden = core(**rows, past_key_values=cache, use_cache=True).last_hidden_state
+        rows = padded_rows(model.model, prompts, [nothing] * len(prompts), range(len(prompts)))
+        hidden = model.model(**rows, past_key_values=cache, use_cache=True).last_hidden_state
         lengths = rows["attention_mask"].sum(dim=1)
         last = hidden[torch.arange(len(prompts), device=hidden.device), lengths - 1]
         positions = rows["position_ids"].amax(dim=(0, 2)) + 1
-        return Prefill(cast("Any", model).lm_head(last).float(), lengths, positions)
+        return Prefill(model.lm_head(last).float(), lengths, positions)
 
-    def decode(self, model: nn.Module, token_ids: Tensor, positions: Tensor, cache: Any, visible: Tensor) -> Tensor:
-        core = cast("Any", model).model
-        outputs = core(
+    def decode(self, model: Any, token_ids: Tensor, positions: Tensor, cache: Any, visible: Tensor) -> Tensor:
+        outputs = model.model(
             input_ids=token_ids,
             position_ids=positions.expand(3, -1, -1),
-            attention_mask=attention_mask(core, visible),
+            attention_mask=attention_mask(model.model, visible),
             past_key_values=cache,
             use_cache=True,
         )
-        return cast("Any", model).lm_head(outputs.last_hidden_state).float()
+        return model.lm_head(outputs.last_hidden_state).float()
 
     def sync_weights(self, model: nn.Module) -> Iterator[tuple[str, Tensor]]:
         self._require_agreement()
-        return base_weights(model)
+        return super().sync_weights(model)
 
     def _require_agreement(self) -> None:
         """Refuses other engines where they would compute other numbers than the policy, whatever weights they have."""
@@ -215,31 +205,7 @@ class Qwen25VL(PolicyBackbone):
 
     def describe_model(self, model: nn.Module, folder: Path) -> None:
         self._require_agreement()
-        plain_config(model).save_pretrained(folder)
-        self.processor.save_pretrained(folder)
-
-    @property
-    def adapter_rank(self) -> int:
-        return 0 if self.adapter is None else self.adapter.rank
-
-    @property
-    def adapter_targets(self) -> tuple[str, ...]:
-        return () if self.adapter is None else tuple(self.adapter.target_modules)
-
-    def base_weights(self, model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-        return base_weights(model, merged=False)
-
-    def write_adapter(self, model: nn.Module, folder: Path) -> None:
-        if self.adapter is None:
-            super().write_adapter(model, folder)
-        write_adapter(model, folder)
-
-    def checkpointed(self, model: nn.Module) -> set[str]:
-        names = super().checkpointed(model)
-        return {name for name in names if is_adapter_weight(name)} if self.adapter is not None else names
-
-    def save(self, model: nn.Module, folder: Path, what: Literal["model", "adapter"] = "model") -> None:
-        super().save(plain_model(model) if what == "model" else model, folder, what)
+        super().describe_model(model, folder)
 
     @property
     def forbidden_token_ids(self) -> tuple[int, ...]:

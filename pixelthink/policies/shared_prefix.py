@@ -33,7 +33,7 @@ class PackedGroups:
         part: 0 at prompt tokens, 1 to G at the tokens of the group's completions, int64 (L,).
         predictors: Positions whose hidden states predict the completion tokens, completion after completion in the
             order in which they were given, int64 (sum of completion lengths,).
-        segments: The same structure as lengths, for the attention kernel.
+        groups: The same structure as lengths: of each group's prompt and of its completions.
     """
 
     token_ids: Tensor
@@ -41,7 +41,7 @@ class PackedGroups:
     group: Tensor
     part: Tensor
     predictors: Tensor
-    segments: Segments
+    groups: list[tuple[int, tuple[int, ...]]]
 
     def visible(self) -> Tensor:
         """Whether the token of a row (query) sees that of a column (key), bool (L, L)."""
@@ -50,7 +50,7 @@ class PackedGroups:
 
 
 def sees(query: Tensor, key: Tensor, group: Tensor, part: Tensor) -> Tensor:
-    """The rule of who sees whom, by indices into the row; all arguments as in `PackedGroups`."""
+    """Whether a query token attends to a key token, by their indices into the row; see `PackedGroups`."""
     same_completion = (part[key] == 0) | (part[key] == part[query])
     return (key <= query) & (group[key] == group[query]) & same_completion
 
@@ -68,33 +68,32 @@ def pack_groups(
     tokens: list[Tensor] = []
     positions: list[Tensor] = []
     parts: list[Tensor] = []
-    sizes: list[int] = []
-    lengths: list[tuple[int, tuple[int, ...]]] = []
-    predictors: dict[int, Tensor] = {}
-    length = 0
+    groups: list[tuple[int, tuple[int, ...]]] = []
+    predictors: dict[int, list[int]] = {}
+    end = 0
     for p in sorted(set(prompt_index)):
         members = [n for n, owner in enumerate(prompt_index) if owner == p]
         token_ids, position_ids = prompts[p]
-        end, last = length, length + len(token_ids) - 1
-        for part, (ids, place) in enumerate([(token_ids, position_ids)] + [(completions[n], None) for n in members]):
-            tokens.append(ids)
-            following = position_ids.max() + 1 + torch.arange(len(ids))
-            positions.append(following.expand(3, -1) if place is None else place)
-            parts.append(torch.full((len(ids),), part))
-            if part and len(ids):
-                predictors[members[part - 1]] = torch.cat([torch.tensor([last]), torch.arange(end, end + len(ids) - 1)])
-            end += len(ids)
-        sizes.append(end - length)
-        lengths.append((len(token_ids), tuple(len(completions[n]) for n in members)))
-        length = end
-    order = [predictors[n] for n in range(len(completions)) if n in predictors]
+        pieces = [token_ids, *(completions[n] for n in members)]
+        prompt, *lengths = (len(piece) for piece in pieces)
+        following = (position_ids.max() + 1 + torch.arange(length) for length in lengths)
+        tokens += pieces
+        positions += [position_ids, *(place.expand(3, -1) for place in following)]
+        parts += [torch.full((length,), part) for part, length in enumerate((prompt, *lengths))]
+        groups.append((prompt, tuple(lengths)))
+        end += prompt
+        last = end - 1
+        for n, length in zip(members, lengths, strict=True):
+            predictors[n] = [last, *range(end, end + length - 1)] if length else []
+            end += length
+    sizes = torch.tensor([prompt + sum(lengths) for prompt, lengths in groups])
     return PackedGroups(
         token_ids=torch.cat(tokens),
         position_ids=torch.cat(positions, dim=1),
-        group=torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes)),
+        group=torch.arange(len(groups)).repeat_interleave(sizes),
         part=torch.cat(parts),
-        predictors=torch.cat(order) if order else torch.zeros(0, dtype=torch.int64),
-        segments=Segments.of(lengths),
+        predictors=torch.tensor([i for n in range(len(completions)) for i in predictors[n]], dtype=torch.int64),
+        groups=groups,
     )
 
 
@@ -125,7 +124,7 @@ def packed_hidden(
 
 
 def attention_arguments(core: Any, packed: PackedGroups, device: torch.device) -> dict[str, Any]:
-    """How a model is told who sees whom.
+    """Keyword arguments of a model's forward that carry the attention pattern of packed groups.
 
     Raises:
         UserError: if the model's attention kernel or its sliding windows cannot express it; one line.
@@ -134,7 +133,7 @@ def attention_arguments(core: Any, packed: PackedGroups, device: torch.device) -
     if "sliding_attention" in (getattr(config, "layer_types", None) or ()):
         raise UserError("policy.logprobs: shared_prefix does not cover sliding-window layers; set it to padded")
     if config._attn_implementation == KERNEL:
-        return {"segments": packed.segments.to(device)}
+        return {"segments": Segments.of(packed.groups, device)}
     if config._attn_implementation == "flex_attention":
         return {"attention_mask": flex_block_mask(packed, device)}
     return {"attention_mask": attention_mask(core, packed.visible()[None].to(device))}
@@ -145,7 +144,7 @@ def attention_mask(core: Any, visible: Tensor) -> Tensor:
 
     Args:
         core: A Qwen-VL model without its head.
-        visible: Who sees whom, bool (batch, queries, keys).
+        visible: Whether a query attends to a key, bool (batch, queries, keys).
 
     Raises:
         UserError: if the kernel takes no masks; one line.
@@ -163,7 +162,7 @@ def attention_mask(core: Any, visible: Tensor) -> Tensor:
 
 
 def flex_block_mask(packed: PackedGroups, device: torch.device) -> Any:
-    """The block mask by which FlexAttention skips what nobody sees.
+    """FlexAttention's block mask of packed groups.
 
     Its rule is tested against `PackedGroups.visible`; FlexAttention's own kernels need a GPU and are NOT tested here.
     """

@@ -90,6 +90,8 @@ class FreshTinyQwen25VL(Qwen25VL):
         seed: Seed of the weights.
     """
 
+    transformers_name = "Qwen2_5_VL"
+    video_processor = "Qwen2VLVideoProcessor"
     patch_size = 14
     """Side of an image patch in pixels; a visual token is two by two of them."""
 
@@ -116,29 +118,31 @@ class FreshTinyQwen25VL(Qwen25VL):
         self.seed = seed
 
     def setup(self) -> None:
-        from transformers import Qwen2VLImageProcessor
+        import transformers
 
         largest_number = self.image_side if self.convention == "pixels" else 1000
         pixels = {"min_pixels": (2 * self.patch_size) ** 2, "max_pixels": self.image_side**2}
-        image_processor = Qwen2VLImageProcessor(patch_size=self.patch_size, **pixels)
-        self.processor = self._processor(image_processor, build_tokenizer(self.lexicon, largest_number))
+        self.processor = getattr(transformers, f"{self.transformers_name}Processor")(
+            transformers.Qwen2VLImageProcessor(patch_size=self.patch_size, **pixels),
+            build_tokenizer(self.lexicon, largest_number),
+            getattr(transformers, self.video_processor)(),
+            chat_template=CHAT_TEMPLATE,
+        )
 
     def load_model(self) -> nn.Module:
+        import transformers
+
+        config = getattr(transformers, f"{self.transformers_name}Config")(**self._config())
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
-            return self.prepare(self._fresh_model())
+            model = getattr(transformers, f"{self.transformers_name}ForConditionalGeneration")(config)
+            return self.prepare(model)
 
-    def _processor(self, image_processor: Any, tokenizer: Any) -> Any:
-        from transformers import Qwen2_5_VLProcessor, Qwen2VLVideoProcessor
-
-        return Qwen2_5_VLProcessor(image_processor, tokenizer, Qwen2VLVideoProcessor(), chat_template=CHAT_TEMPLATE)
-
-    def _fresh_model(self) -> Any:
-        from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
-
+    def _config(self) -> dict[str, Any]:
+        """The model's configuration."""
         config = self._shared_config()
         config["vision_config"] |= {"fullatt_block_indexes": [self.vision_layers - 1], "window_size": 56}
-        return Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(**config))
+        return config
 
     def _shared_config(self) -> dict[str, Any]:
         """What both families' configurations have alike: sizes, special tokens, the tied head."""
@@ -195,20 +199,15 @@ class FreshTinyQwen3VL(FreshTinyQwen25VL):
         kwargs: As for `FreshTinyQwen25VL`.
     """
 
+    transformers_name = "Qwen3VL"
+    video_processor = "Qwen3VLVideoProcessor"
     convention = "per_mille"
     patch_size = 16
 
     def __init__(self, image_side: int = 128, **kwargs: Any) -> None:
         super().__init__(image_side, **kwargs)
 
-    def _processor(self, image_processor: Any, tokenizer: Any) -> Any:
-        from transformers import Qwen3VLProcessor, Qwen3VLVideoProcessor
-
-        return Qwen3VLProcessor(image_processor, tokenizer, Qwen3VLVideoProcessor(), chat_template=CHAT_TEMPLATE)
-
-    def _fresh_model(self) -> Any:
-        from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
-
+    def _config(self) -> dict[str, Any]:
         config = self._shared_config()
         config["text_config"] |= {"head_dim": self.hidden_size // self.heads}
         config["text_config"]["rope_parameters"] |= {"mrope_interleaved": True}
@@ -216,4 +215,4 @@ class FreshTinyQwen3VL(FreshTinyQwen25VL):
             "num_position_embeddings": (self.image_side // self.patch_size) ** 2,
             "deepstack_visual_indexes": list(range(self.vision_layers - 1)),
         }
-        return Qwen3VLForConditionalGeneration(Qwen3VLConfig(**config))
+        return config

@@ -1,4 +1,4 @@
-"""Images of encoded prompts: vision features, computed once per image, and where image tokens stand."""
+"""Vision features of encoded prompts, computed once per image, and rotary positions of prompt tokens."""
 
 from __future__ import annotations
 

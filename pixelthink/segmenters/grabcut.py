@@ -74,16 +74,16 @@ class GrabCut(Segmenter):
     def segment(self, requests: Sequence[SegmentationRequest]) -> list[np.ndarray]:
         """Masks, bool (H, W), one a request and in its order. A request without objects gives an empty mask."""
         _require_cv2()
-        return [self._segment_one(request) for request in requests]
-
-    def _segment_one(self, request: SegmentationRequest) -> np.ndarray:
-        image = np.asarray(request.image.convert("RGB"))
-        mask = np.zeros(image.shape[:2], dtype=bool)
-        for target in request.objects:
-            box = _pixel_box(target, self.slack, width=image.shape[1], height=image.shape[0])
-            if box is not None:
-                self._cut_object(image, box, target, mask)
-        return mask
+        masks = []
+        for request in requests:
+            image = np.asarray(request.image.convert("RGB"))
+            mask = np.zeros(image.shape[:2], dtype=bool)
+            for target in request.objects:
+                box = _pixel_box(target, self.slack, width=image.shape[1], height=image.shape[0])
+                if box is not None:
+                    self._cut_object(image, box, target, mask)
+            masks.append(mask)
+        return masks
 
     def _cut_object(self, image: np.ndarray, box: tuple[int, int, int, int], target: Target, out: np.ndarray) -> None:
         """Adds one object to `out`; `box` is `(left, top, right, bottom)`, right and bottom exclusive."""

@@ -9,9 +9,8 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from pixelthink.errors import FileError, MissingPackageError
-from pixelthink.segmenters.embedding_cache import Embedding
-from pixelthink.segmenters.promptable import PromptableSegmenter
+from pixelthink.errors import FileError, MissingPackageError, brief
+from pixelthink.segmenters.promptable import Embedding, PromptableSegmenter
 
 
 class HFSAM2(PromptableSegmenter):
@@ -39,9 +38,8 @@ class HFSAM2(PromptableSegmenter):
                 self.checkpoint, dtype=torch.float32, output_loading_info=True, **options
             )
         except (OSError, SafetensorError, ValueError, RuntimeError) as error:
-            reason = " ".join(str(error).split())[:160]
             raise FileError(
-                f"segmenter.checkpoint: cannot load {self.checkpoint!r} as a {self.model_class} ({reason})"
+                f"segmenter.checkpoint: cannot load {self.checkpoint!r} as a {self.model_class} ({brief(error)})"
             ) from None
         if found["missing_keys"]:
             raise FileError(
@@ -50,10 +48,9 @@ class HFSAM2(PromptableSegmenter):
             )
         self._model = model.eval().requires_grad_(False).to(device)
 
-    def _embed(self, images: list[np.ndarray]) -> list[Embedding]:
+    def _embed(self, images: list[np.ndarray]) -> list[Tensor]:
         pixels = self._processor(images=images, input_data_format="channels_last", return_tensors="pt")["pixel_values"]
-        levels = self._model.get_image_embeddings(pixels.to(self.device))
-        return [tuple(level[i : i + 1].clone() for level in levels) for i in range(len(images))]
+        return list(self._model.get_image_embeddings(pixels.to(self.device)))
 
     def _decode(
         self, embedding: Embedding, size: tuple[int, int], boxes: np.ndarray, points: np.ndarray

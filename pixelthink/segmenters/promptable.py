@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from itertools import islice
-from typing import Literal, TypeVar
+from collections.abc import Iterator, Sequence
+from typing import Literal
 
 import numpy as np
 import torch
+from cachetools import LRUCache
 from torch import Tensor
 
 from pixelthink.errors import UserError
 from pixelthink.geometry import Box, Point
 from pixelthink.segmenters.base import SegmentationRequest, Segmenter
-from pixelthink.segmenters.embedding_cache import Embedding, EmbeddingCache, content_key
 
 Pick = Literal["score", "largest"]
 """Which of several proposed masks to take: the one that the model scores highest, or the one with most pixels."""
@@ -24,29 +22,22 @@ Pick = Literal["score", "largest"]
 Autocast = Literal["none", "bfloat16", "float16"]
 """Precision of matrix products: that of the weights, or lower (the released evaluation runs under bfloat16)."""
 
-Item = TypeVar("Item")
+Embedding = tuple[Tensor, ...]
+"""What an image encoder makes of one image: feature maps (1, C, h, w), as its decoder takes them."""
+
+ObjectPrompt = tuple[int, Box, tuple[Point, ...]]
+"""Index of the request that an object belongs to, its box `(x1, y1, x2, y2)` and its one or two points, in pixels."""
 
 
-@dataclass(frozen=True)
-class ObjectPrompt:
-    """What a decoder is told about one object, in original pixels.
+def content_key(image: np.ndarray) -> bytes:
+    """A key that only equal images share.
 
-    Attributes:
-        request: Index of the request that it belongs to.
-        box: `(x1, y1, x2, y2)`.
-        points: One or two points inside the object.
-
-    Raises:
-        UserError: a coordinate is not finite.
+    Args:
+        image: uint8 (H, W, 3).
     """
-
-    request: int
-    box: Box
-    points: tuple[Point, ...]
-
-    def __post_init__(self) -> None:
-        if not np.isfinite([*self.box, *np.ravel(self.points)]).all():
-            raise UserError(f"boxes and points to be segmented must be finite, got {self.box} and {self.points}")
+    digest = hashlib.blake2b(repr(image.shape).encode(), digest_size=16)
+    digest.update(np.ascontiguousarray(image).data)
+    return digest.digest()
 
 
 class PromptableSegmenter(Segmenter):
@@ -98,7 +89,7 @@ class PromptableSegmenter(Segmenter):
         self.batch_images = batch_images
         self.batch_objects = batch_objects
         self.local_files_only = local_files_only
-        self.cache = EmbeddingCache(cached_images)
+        self.cache: LRUCache[bytes, Embedding] = LRUCache(cached_images)
         self.embedded_images = 0
         """Images embedded so far; those found in the cache are not counted."""
         self.device: torch.device | None = None
@@ -122,8 +113,8 @@ class PromptableSegmenter(Segmenter):
         """Loads the weights, in evaluation mode."""
 
     @abstractmethod
-    def _embed(self, images: list[np.ndarray]) -> list[Embedding]:
-        """Embeddings of images, uint8 (H, W, 3) each of its own size, in one call."""
+    def _embed(self, images: list[np.ndarray]) -> Sequence[Tensor]:
+        """Feature maps, (B, C, h, w) each, of B images, uint8 (H, W, 3) each of its own size."""
 
     @abstractmethod
     def _decode(
@@ -166,31 +157,36 @@ class PromptableSegmenter(Segmenter):
         images: dict[bytes, np.ndarray] = {}
         prompts: dict[bytes, list[ObjectPrompt]] = {}
         for index, request in enumerate(requests):
-            if request.objects:
-                image = np.array(request.image.convert("RGB"))
-                key = content_key(image)
-                images.setdefault(key, image)
-                prompts.setdefault(key, []).extend(
-                    ObjectPrompt(index, target.box_xyxy, target.points_xy[: request.points_per_object])
-                    for target in request.objects
-                )
-        for keys in _batched(images, self.batch_images):
-            for key, embedding in self._embeddings({key: images[key] for key in keys}).items():
+            if not request.objects:
+                continue
+            image = np.array(request.image.convert("RGB"))
+            key = content_key(image)
+            images.setdefault(key, image)
+            for target in request.objects:
+                box, points = target.box_xyxy, target.points_xy[: request.points_per_object]
+                if not np.isfinite([*box, *np.ravel(points)]).all():
+                    raise UserError(f"boxes and points to be segmented must be finite, got {box} and {points}")
+                prompts.setdefault(key, []).append((index, box, points))
+        keys = list(images)
+        for start in range(0, len(keys), self.batch_images):
+            batch = {key: images[key] for key in keys[start : start + self.batch_images]}
+            for key, embedding in self._embeddings(batch).items():
                 yield from self._decoded(embedding, images[key].shape[:2], prompts[key])
 
     @torch.no_grad()
     def _embeddings(self, images: dict[bytes, np.ndarray]) -> dict[bytes, Embedding]:
         """Embeddings of a few images by key; those that are not in the cache are made in one call."""
-        found = {key: self.cache.get(key) for key in images}
-        missing = [key for key, embedding in found.items() if embedding is None]
+        found: dict[bytes, Embedding] = {key: self.cache[key] for key in images if key in self.cache}
+        missing = [key for key in images if key not in found]
         if missing:
             with self._precision():
-                made = self._embed([images[key] for key in missing])
+                levels = self._embed([images[key] for key in missing])
             self.embedded_images += len(missing)
-            for key, embedding in zip(missing, made, strict=True):
-                found[key] = embedding
-                self.cache.put(key, embedding)
-        return {key: embedding for key, embedding in found.items() if embedding is not None}
+            for i, key in enumerate(missing):
+                found[key] = tuple(level[i : i + 1].clone() for level in levels)
+                if self.cache.maxsize:
+                    self.cache[key] = found[key]
+        return {key: found[key] for key in images}
 
     @torch.no_grad()
     def _decoded(
@@ -198,32 +194,23 @@ class PromptableSegmenter(Segmenter):
     ) -> Iterator[tuple[int, Tensor]]:
         """(index of the request, logits (H, W)) of objects of one image; those with as many points go together."""
         for count in (1, 2):
-            alike = [prompt for prompt in prompts if len(prompt.points) == count]
-            for batch in _batched(alike, self.batch_objects):
-                boxes = np.array([prompt.box for prompt in batch], dtype=np.float32)
-                points = np.array([prompt.points for prompt in batch], dtype=np.float32)
+            alike = [prompt for prompt in prompts if len(prompt[2]) == count]
+            for start in range(0, len(alike), self.batch_objects):
+                indices, boxes, points = zip(*alike[start : start + self.batch_objects], strict=True)
                 with self._precision():
-                    proposals, scores = self._decode(embedding, size, boxes, points)
-                for prompt, logits in zip(batch, self._picked(proposals, scores), strict=True):
-                    yield prompt.request, self._enlarge(logits, size)
+                    proposals, scores = self._decode(
+                        embedding, size, np.array(boxes, dtype=np.float32), np.array(points, dtype=np.float32)
+                    )
+                for index, logits in zip(indices, self._picked(proposals, scores), strict=True):
+                    yield index, self._enlarge(logits, size)
 
     def _picked(self, proposals: Tensor, scores: Tensor) -> Tensor:
         """One of M proposals for each of B objects: logits (B, M, h, w), scores (B, M) → logits (B, h, w)."""
         by = scores if self.pick == "score" else (proposals > 0).sum(dim=(2, 3))
         return proposals[torch.arange(len(proposals), device=proposals.device), by.argmax(dim=1)]
 
-    @contextmanager
-    def _precision(self) -> Iterator[None]:
+    def _precision(self) -> torch.autocast:
         """The precision that was asked for, also inside of a trainer's autocast."""
         assert self.device is not None
-        name = self.autocast
-        dtype = torch.bfloat16 if name == "none" else getattr(torch, name)
-        with torch.autocast(self.device.type, dtype=dtype, enabled=name != "none"):
-            yield
-
-
-def _batched(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
-    """Lists of `size` items, the last one shorter."""
-    iterator = iter(items)
-    while batch := list(islice(iterator, size)):
-        yield batch
+        dtype = torch.bfloat16 if self.autocast == "none" else getattr(torch, self.autocast)
+        return torch.autocast(self.device.type, dtype=dtype, enabled=self.autocast != "none")

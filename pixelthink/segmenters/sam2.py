@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 from zipfile import BadZipFile
 
@@ -13,9 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pixelthink.errors import FileError, MissingFileError, MissingPackageError
-from pixelthink.segmenters.embedding_cache import Embedding
-from pixelthink.segmenters.promptable import PromptableSegmenter
+from pixelthink.errors import FileError, MissingFileError, MissingPackageError, brief
+from pixelthink.segmenters.promptable import Embedding, PromptableSegmenter
 
 SIZES = {(96, 12): "t", (96, 16): "s", (112, 24): "b+", (144, 48): "l"}
 """Channels and blocks of the image encoder → letter of the size in the names of the package's configurations."""
@@ -39,23 +38,29 @@ class SAM2(PromptableSegmenter):
     released_checkpoint = "facebook/sam2-hiera-large"
 
     def _load(self, device: torch.device) -> None:
-        predictor_class = _predictor_class()
+        try:
+            from sam2.sam2_image_predictor import SAM2ImagePredictor
+        except ImportError as error:
+            raise MissingPackageError(
+                f"SAM2 needs the sam2 package ({brief(error)}), built on the torch that is installed: "
+                "SAM2_BUILD_CUDA=0 pip install --no-build-isolation sam2"
+            ) from None
         path = self._checkpoint_file()
         model = _build(_weights(path), path)
-        self._predictor = predictor_class(model.float().eval().requires_grad_(False).to(device))
+        self._predictor: Any = SAM2ImagePredictor(model.float().eval().requires_grad_(False).to(device))
 
     def _checkpoint_file(self) -> Path:
         """The checkpoint on disk, fetched from the hub where it is a hub id."""
         from sam2.build_sam import HF_MODEL_ID_TO_FILENAMES as released
 
         path = Path(self.checkpoint).expanduser()
-        if path.is_file() or self.checkpoint not in released:
-            if not path.is_file():
-                known = ", ".join(name.removeprefix("facebook/") for name in released)
-                raise MissingFileError(
-                    f"segmenter.checkpoint: no file {self.checkpoint!r}, nor is it one of facebook/… {known}"
-                )
+        if path.is_file():
             return path
+        if self.checkpoint not in released:
+            known = ", ".join(name.removeprefix("facebook/") for name in released)
+            raise MissingFileError(
+                f"segmenter.checkpoint: no file {self.checkpoint!r}, nor is it one of facebook/… {known}"
+            )
         from huggingface_hub import hf_hub_download
 
         name = released[self.checkpoint][1]
@@ -63,16 +68,15 @@ class SAM2(PromptableSegmenter):
             return Path(hf_hub_download(self.checkpoint, name, local_files_only=self.local_files_only))
         except (OSError, ValueError) as error:
             raise MissingFileError(
-                f"segmenter.checkpoint: cannot fetch {name} of {self.checkpoint} ({_brief(error)}); "
+                f"segmenter.checkpoint: cannot fetch {name} of {self.checkpoint} ({brief(error)}); "
                 "a downloaded .pt file works too"
             ) from None
 
-    def _embed(self, images: list[np.ndarray]) -> list[Embedding]:
+    def _embed(self, images: list[np.ndarray]) -> list[Tensor]:
         self._predictor.set_image_batch(images)
         features = self._predictor._features
         self._predictor.reset_predictor()
-        levels = [*features["high_res_feats"], features["image_embed"]]
-        return [tuple(level[i : i + 1].clone() for level in levels) for i in range(len(images))]
+        return [*features["high_res_feats"], features["image_embed"]]
 
     def _decode(
         self, embedding: Embedding, size: tuple[int, int], boxes: np.ndarray, points: np.ndarray
@@ -100,17 +104,6 @@ class SAM2(PromptableSegmenter):
         return self._predictor._transforms.postprocess_masks(logits[None, None], size)[0, 0]
 
 
-def _predictor_class() -> Any:
-    try:
-        from sam2.sam2_image_predictor import SAM2ImagePredictor
-    except ImportError as error:
-        raise MissingPackageError(
-            f"SAM2 needs the sam2 package ({_brief(error)}), built on the torch that is installed: "
-            "SAM2_BUILD_CUDA=0 pip install --no-build-isolation sam2"
-        ) from None
-    return SAM2ImagePredictor
-
-
 def _weights(path: Path) -> Mapping[str, Tensor]:
     """The weights of a checkpoint, on the CPU.
 
@@ -119,17 +112,8 @@ def _weights(path: Path) -> Mapping[str, Tensor]:
     """
     try:
         weights = torch.load(path, map_location="cpu", weights_only=True)["model"]
-    except (
-        OSError,
-        EOFError,
-        RuntimeError,
-        pickle.UnpicklingError,
-        BadZipFile,
-        KeyError,
-        TypeError,
-        ValueError,
-    ) as error:
-        raise FileError(f"segmenter.checkpoint: {path} is damaged or no checkpoint of sam2 ({_brief(error)})") from None
+    except (OSError, EOFError, RuntimeError, UnpicklingError, BadZipFile, LookupError, TypeError, ValueError) as error:
+        raise FileError(f"segmenter.checkpoint: {path} is damaged or no checkpoint of sam2 ({brief(error)})") from None
     if not isinstance(weights, Mapping) or "image_encoder.trunk.patch_embed.proj.weight" not in weights:
         raise FileError(f"segmenter.checkpoint: {path} holds no weights of a SAM 2 model")
     return weights
@@ -162,11 +146,6 @@ def _build(weights: Mapping[str, Tensor], path: Path) -> torch.nn.Module:
         model.load_state_dict(weights)
     except RuntimeError as error:
         raise FileError(
-            f"segmenter.checkpoint: {path} does not fit {version}_hiera_{letter} ({_brief(error)})"
+            f"segmenter.checkpoint: {path} does not fit {version}_hiera_{letter} ({brief(error)})"
         ) from None
     return model
-
-
-def _brief(error: BaseException) -> str:
-    """The beginning of a message, on one line."""
-    return " ".join(str(error).split())[:160] or type(error).__name__

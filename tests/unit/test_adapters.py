@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from pixelthink.errors import FileError, UserError
 from pixelthink.policies.adapters import LoRA, adapter_off, base_weights, is_adapter_weight
 from pixelthink.policies.base import EncodedPrompt
 from pixelthink.policies.qwen_vl import Qwen25VL
@@ -183,6 +184,22 @@ def test_an_exported_adapter_can_be_continued(tiny_policy_path: Path, tmp_path: 
         Qwen25VL(str(tiny_policy_path), adapter=LoRA(init_from=str(tiny_policy_path))).load_model()
     with pytest.raises(FileNotFoundError, match=r"set policy\.path to its base '.*tiny_policy0'"):
         Qwen25VL(str(tmp_path)).setup()
+
+
+@pytest.mark.parametrize("damaged", ["adapter_config.json", "adapter_model.safetensors"])
+def test_a_damaged_adapter_is_one_line(tiny_policy_path: Path, tmp_path: Path, damaged: str) -> None:
+    backbone, model = load(tiny_policy_path)
+    backbone.save(model, tmp_path, "adapter")
+    (tmp_path / damaged).write_bytes((tmp_path / damaged).read_bytes()[:20])
+    with pytest.raises(FileError, match=r"policy\.adapter\.init_from: the adapter in .* is damaged \(") as caught:
+        Qwen25VL(str(tiny_policy_path), adapter=LoRA(rank=4, alpha=8, init_from=str(tmp_path))).load_model()
+    assert "\n" not in str(caught.value)
+
+
+def test_options_that_the_model_cannot_take_are_one_line(tiny_policy_path: Path) -> None:
+    with pytest.raises(UserError, match=r"policy: cannot load .*nonesuch") as caught:
+        Qwen25VL(str(tiny_policy_path), attn_implementation="nonesuch", logprobs="padded").load_model()
+    assert "\n" not in str(caught.value)
 
 
 def test_bad_adapters_are_refused(tiny_policy_path: Path) -> None:

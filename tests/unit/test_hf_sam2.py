@@ -13,9 +13,8 @@ from PIL import Image
 
 from pixelthink.geometry import Target
 from pixelthink.segmenters.base import SegmentationRequest
-from pixelthink.segmenters.embedding_cache import EmbeddingCache, content_key
 from pixelthink.segmenters.hf_sam2 import HFSAM2, HFSAM3
-from pixelthink.segmenters.promptable import PromptableSegmenter
+from pixelthink.segmenters.promptable import PromptableSegmenter, content_key
 from tests.sam_models import noise, target, tiny_hf_sam2, tiny_hf_sam3
 
 OBJECTS = (target(10, 15, 60.5, 80), target(70, 20, 130, 85), target(5, 5, 40, 40))
@@ -202,8 +201,6 @@ def test_coordinates_that_are_no_numbers(folders: Any, value: float) -> None:
 def test_numbers_out_of_range(options: dict[str, int]) -> None:
     with pytest.raises(ValueError, match="HFSAM2: batch_images and batch_objects must be at least 1"):
         HFSAM2(**options)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="cannot hold -1 images"):
-        EmbeddingCache(-1)
 
 
 def test_a_checkpoint_that_cannot_be_loaded_is_one_line(folders: Any, tmp_path: Path) -> None:

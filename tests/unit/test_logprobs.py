@@ -50,15 +50,14 @@ def test_value_and_gradient_with_entropy(rows: int, block: int) -> None:
 
 
 @pytest.mark.parametrize("block", BLOCKS)
-def test_gradient_without_entropy_or_with_entropy_as_a_mere_number(block: int) -> None:
+def test_gradient_of_logprobs_with_and_without_entropy(block: int) -> None:
     hidden, head, token_ids = case()
     inputs = [hidden, head.weight]
     expected = both_gradients(plain(hidden, head, token_ids), inputs, entropy=False)
     alone = selected_logprobs(hidden, head, token_ids, block_logits=block)
-    number = selected_logprobs(hidden, head, token_ids, with_entropy=True, entropy_gradient=False, block_logits=block)
+    number = selected_logprobs(hidden, head, token_ids, with_entropy=True, block_logits=block)
     assert alone[1] is None
     assert number[1] is not None
-    assert not number[1].requires_grad
     for values in (alone, number):
         for a, b in zip(both_gradients(values, inputs, entropy=False), expected, strict=True):
             assert float((a - b).norm() / b.norm()) < 1e-5

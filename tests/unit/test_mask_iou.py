@@ -85,7 +85,7 @@ def test_a_steps_responses_embed_each_image_once(sam2: Path) -> None:
     reward.setup("cpu", GrabCut())
     output = reward(rollout())
     assert segmenter.embedded_images == 2
-    assert segmenter.cache.capacity >= 2
+    assert segmenter.cache.maxsize >= 2
     for index, score in enumerate(output.scores):
         one = rollout().prompt_of(index)
         answer = parse_completion(RESPONSES[index % 3])

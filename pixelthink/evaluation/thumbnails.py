@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
 from pathlib import Path
 
 from PIL import Image
+
+from pixelthink.files.atomic import write_atomically
 
 THUMBNAILS = "thumbnails"
 
@@ -28,10 +29,7 @@ def save_thumbnail(image: Image.Image, folder: Path, side: int) -> str:
     name = f"{THUMBNAILS}/{hashlib.sha256(buffer.getvalue()).hexdigest()[:20]}.jpg"
     path = folder / name
     if not path.is_file():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        scratch = path.with_suffix(f".tmp{os.getpid()}")
-        scratch.write_bytes(buffer.getvalue())
-        scratch.replace(path)
+        write_atomically(path, buffer.getvalue(), shared=True)
     return name
 
 

@@ -24,8 +24,9 @@ class GRPOConfig:
         kl_clamp: Bound on the per-token KL estimate.
         entropy_coef: Weight of the entropy bonus; 0 computes no entropy gradient.
         loss_aggregation: How the losses of tokens become one number; policy gradient, KL and entropy alike.
-            `token-mean`: mean over all tokens. `seq-mean-token-mean`: mean over completions of each one's token mean; PixelThink's
-            and Seg-Zero's released micro-batches of one completion amount to it (`verl/workers/actor/dp_actor.py`).
+            `token-mean`: mean over all tokens.
+            `seq-mean-token-mean`: mean over completions of each one's token mean. PixelThink's and Seg-Zero's released
+            micro-batches of one completion amount to it (`verl/workers/actor/dp_actor.py`).
             `seq-mean-token-sum-norm`: mean over completions of each one's token sum divided by `loss_norm_tokens`
             (Dr. GRPO, arXiv 2503.20783).
         loss_norm_tokens: The constant of `seq-mean-token-sum-norm`, in tokens; the longest response of the released

@@ -160,7 +160,7 @@ class SFTModule(SegmentationModule):
     def validation_step(self, batch: PromptBatch, batch_idx: int) -> list[Prediction]:  # type: ignore[override]
         return self.evaluator.step(self.answerer, batch)
 
-    test_step = validation_step
+    test_step = validation_step  # type: ignore[assignment]
 
     def predict_step(self, batch: PromptBatch, batch_idx: int) -> list[Prediction]:
         return self.evaluator.step(self.answerer, batch, measuring=False)

@@ -10,6 +10,7 @@ from PIL import Image
 
 from pixelthink.callbacks.drawing import PREDICTED_COLOR
 from pixelthink.callbacks.prediction_writer import claim_folder, draw_overlay, file_names
+from pixelthink.errors import FileError
 from pixelthink.files.atomic import write_atomically
 from pixelthink.geometry import CoordinateFrame, Target
 from pixelthink.parsing import parse_completion
@@ -53,7 +54,7 @@ def test_a_folder_with_something_in_it_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "deep/out-2/mine").touch()
     (tmp_path / "deep/out-3").touch()
     assert claim_folder(wanted, numbered=True) == tmp_path / "deep/out-4"
-    with pytest.raises(FileExistsError, match=r"there is something at .* already; nothing was written"):
+    with pytest.raises(FileError, match=r"there is something at .* already; nothing was written"):
         claim_folder(wanted, numbered=False)
     with pytest.raises(OSError, match=r"predictions cannot be written to .*: Not a directory"):
         claim_folder(wanted / "mine/below", numbered=True)

@@ -26,6 +26,7 @@ class HFExport(Callback):
         path: Folder to write. It appears whole or not at all; an earlier export there is replaced.
         what: `model` loads with `from_pretrained`, adapters merged and quantised weights unpacked; `adapter` is the
             adapter alone, in peft's format, for `PeftModel.from_pretrained`, vLLM or `policy.adapter.init_from`.
+            Merging takes the unpacked quantised weights, which the adapter was trained on, not the original ones.
     """
 
     def __init__(self, path: str, what: Literal["model", "adapter"] = "model") -> None:

@@ -43,7 +43,10 @@ class Lifecycle(Callback):
         self._check_last_checkpoint(trainer, stage)
 
     def _check_last_checkpoint(self, trainer: L.Trainer, stage: str) -> None:
-        """Where `--ckpt_path last` finds no checkpoint, a training says that it begins; anything else is refused."""
+        """Where `--ckpt_path last` finds no checkpoint, a training says that it begins; anything else is refused.
+
+        So one command serves a job's first start and every restart, and no untrained policy is evaluated by mistake.
+        """
         if run_config(trainer).get("ckpt_path") != "last":
             return
         folders = [str(f) for saver in trainer.checkpoint_callbacks if (f := getattr(saver, "dirpath", None))]

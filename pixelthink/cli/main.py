@@ -32,7 +32,7 @@ PEER_NEWS_SECONDS = 3.0
 """How long an error that may follow from the failure of another process waits for the news of that failure."""
 
 DEFAULT_CONFIG = Path("configs/tiny.yaml")
-"""What a subcommand runs without `--config`, from the root of a clone: the demo, whose policy lies in `assets/`."""
+"""What a subcommand runs without `--config`, from the root of a clone. Configs and assets are not packaged."""
 
 TRAINER_DEFAULTS = {
     "logger": {"class_path": "lightning.pytorch.loggers.TensorBoardLogger", "init_args": {"save_dir": "runs"}},

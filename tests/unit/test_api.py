@@ -96,3 +96,20 @@ def test_what_is_wrong_is_named(policy: api.Policy) -> None:
         pixelthink.score_responses([golden_rows("pixelthink_reward.jsonl.gz")[0], {"id": "b"}], "configs/tiny.yaml")
     with pytest.raises(UserError, match=r"nothing\.png"):
         pixelthink.ask(policy, "nothing.png", "the cup")
+
+
+def test_the_examples_of_the_page_run() -> None:
+    found = doctest.testfile(str(ROOT / "docs/python.md"), module_relative=False)
+    assert found.attempted >= 10
+    assert found.failed == 0
+
+
+def test_the_notebook_runs() -> None:
+    notebook = json.loads((ROOT / "examples/ask_an_image.ipynb").read_text(encoding="utf-8"))
+    assert notebook["nbformat"] == 4
+    cells = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    assert len(cells) >= 4
+    names: dict[str, object] = {}
+    for cell in cells:
+        exec(cell, names)
+    assert not any(cell.get("outputs") for cell in notebook["cells"])

@@ -25,6 +25,7 @@ from torch import nn
 from pixelthink.answering.answerer import Answerer
 from pixelthink.callbacks.prediction_writer import draw_overlay
 from pixelthink.cli.layers import reward_of
+from pixelthink.cli.messages import instantiate
 from pixelthink.cli.registry import components, load_components
 from pixelthink.data.base import SampleSource
 from pixelthink.data.collate import Collate
@@ -295,7 +296,7 @@ def _reward(config: str) -> Reward:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--config", action="config")
     parser.add_argument("--reward", type=Reward, required=True)
-    return parser.instantiate(parser.parse_args([f"--config={reward_of(config)}"])).reward
+    return instantiate(parser, parser.parse_args([f"--config={reward_of(config)}"])).reward
 
 
 def _component(kind: str, name: str) -> type[Any]:

@@ -27,6 +27,7 @@ from tqdm import tqdm
 
 from pixelthink.answering.answerer import Answerer
 from pixelthink.cli.layers import files_of
+from pixelthink.cli.messages import instantiate
 from pixelthink.cli.registry import load_components
 from pixelthink.data.collate import Collate
 from pixelthink.data.datamodule import PromptData
@@ -96,7 +97,7 @@ def load_run(path: str, policy: str | None) -> tuple[SegmentationModule, PromptD
     for layer in layers:
         parts = {key: layer[key] for key in ("model", "data") if key in layer}
         defaults = parser.parse_object(parts, cfg_base=defaults)
-    made = parser.instantiate(parser.parse_args([*arguments], namespace=defaults) if arguments else defaults)
+    made = instantiate(parser, parser.parse_args([*arguments], namespace=defaults) if arguments else defaults)
     return made.model, made.data
 
 

@@ -17,6 +17,7 @@ from torch import nn
 
 from pixelthink.callbacks.hf_export import export_policy
 from pixelthink.cli.main import USER_ERRORS, one_line
+from pixelthink.cli.messages import instantiate
 from pixelthink.cli.registry import load_components
 from pixelthink.errors import MissingFileError, UserError
 from pixelthink.files.checkpoints import AtomicCheckpointIO
@@ -40,7 +41,7 @@ def policy_of(config: Path) -> PolicyBackbone:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(PolicyBackbone, "policy")
     value = OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else {"class_path": node}
-    made = parser.instantiate_classes(parser.parse_object({"policy": value}))
+    made = instantiate(parser, parser.parse_object({"policy": value}))
     assert isinstance(made.policy, PolicyBackbone)
     return made.policy
 

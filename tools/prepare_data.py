@@ -25,7 +25,8 @@ from typing import Any
 from jsonargparse import ArgumentError, ArgumentParser
 from tqdm import tqdm
 
-from pixelthink.cli.registry import RegistryError, load_components
+from pixelthink.cli.messages import instantiate
+from pixelthink.cli.registry import load_components
 from pixelthink.data.base import SampleSource
 from pixelthink.data.contact_sheet import draw_contact_sheet
 from pixelthink.data.prepare import REJECTED, PrepareOptions, prepare
@@ -40,11 +41,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         load_components()
         parser = build_parser()
-        options = parser.instantiate(parser.parse_args(arguments))
+        options = instantiate(parser, parser.parse_args(arguments))
         how = PrepareOptions(**{field.name: options[field.name] for field in fields(PrepareOptions)})
         options.source.setup()
         return run(options.source, options.output, how, options.contact_sheet)
-    except (ArgumentError, RegistryError, UserError, OSError) as error:
+    except (ArgumentError, UserError, OSError) as error:
         print(f"error: {' '.join(str(error).split())[:500]}", file=sys.stderr)
         return 2
 

@@ -24,7 +24,8 @@ from pathlib import Path
 from jsonargparse import ArgumentError, ArgumentParser
 from tqdm import tqdm
 
-from pixelthink.cli.registry import RegistryError, load_components
+from pixelthink.cli.messages import instantiate
+from pixelthink.cli.registry import load_components
 from pixelthink.data.base import SampleSource
 from pixelthink.data.difficulty import some
 from pixelthink.data.rating import (
@@ -36,6 +37,7 @@ from pixelthink.data.rating import (
     aggregate_rating,
     rate_source,
 )
+from pixelthink.errors import UserError
 from pixelthink.files.atomic import write_atomically
 
 
@@ -44,14 +46,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         load_components()
         parser = build_parser()
-        options = parser.instantiate(parser.parse_args(arguments))
+        options = instantiate(parser, parser.parse_args(arguments))
         how = RaterOptions(**{field.name: options[field.name] for field in fields(RaterOptions)})
         client = RatingClient(how, os.environ.get(options.api_key_variable))
         cache = RatingCache(f"{options.output}.cache.jsonl")
         options.source.setup()
         with tqdm(total=len(options.source), unit="sample", desc="rating", file=sys.stderr) as bar:
             ratings = rate_source(options.source, client, cache, bar.update)
-    except (ArgumentError, RegistryError, OSError, ValueError) as error:
+    except (ArgumentError, UserError, OSError) as error:
         print(f"error: {' '.join(str(error).split())[:500]}", file=sys.stderr)
         return 2
     if len(ratings.parts) < len(options.source):

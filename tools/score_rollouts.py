@@ -27,6 +27,7 @@ import pixelthink.rewards.composite
 import pixelthink.rewards.mask_iou
 import pixelthink.rewards.vision_reasoner  # noqa: F401  (imported, so that the short class names resolve)
 from pixelthink.cli.layers import reward_of
+from pixelthink.cli.messages import instantiate
 from pixelthink.data.logged_responses import LoggedResponses, scored_row
 from pixelthink.errors import UserError
 from pixelthink.files.jsonl import read_rows, row_error, write_rows_atomically
@@ -38,9 +39,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = build_parser()
     try:
         options = parser.parse_args([*with_rewards(sys.argv[1:] if arguments is None else arguments)])
-        reward: Reward = parser.instantiate(options).reward
+        reward: Reward = instantiate(parser, options).reward
         count = write_rows_atomically(options.output, score_rows(reward, options.input))
-    except (ArgumentError, OSError, TypeError, ValueError) as error:
+    except (ArgumentError, UserError, OSError) as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
     print(f"{count} responses scored: {options.output}")

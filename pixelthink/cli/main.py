@@ -18,7 +18,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from pixelthink.callbacks.training_health import TrainingHealth
 from pixelthink.cli.layers import with_bases
-from pixelthink.cli.messages import short_message
+from pixelthink.cli.messages import constructor_errors, short_message
 from pixelthink.cli.registry import load_components
 from pixelthink.data.datamodule import PromptData
 from pixelthink.errors import MissingFileError, UserError
@@ -89,11 +89,9 @@ class PixelThinkCLI(LightningCLI):
         """Nothing: a checkpoint has no say in the configuration, and need not be read twice."""
 
     def instantiate_classes(self) -> None:
-        """Makes the components; jsonargparse wraps what a constructor raises, and this takes it out again."""
-        try:
+        """Makes the components."""
+        with constructor_errors():
             super().instantiate_classes()
-        except ValueError as error:
-            raise _user_error(error) or error from None
 
     def before_instantiate_classes(self) -> None:
         """Refuses a checkpoint that is not there before anything is loaded; keeps no predictions in memory."""
@@ -134,13 +132,6 @@ def main(args: Sequence[str] | None = None) -> None:
         raise SystemExit(2) from None
 
 
-def _user_error(error: BaseException | None) -> UserError | None:
-    """The `UserError` that an exception is or comes from."""
-    while error is not None and not isinstance(error, UserError):
-        error = error.__cause__ or error.__context__
-    return error
-
-
 def with_default_config(args: Sequence[str]) -> list[str]:
     """The arguments, with `--config configs/tiny.yaml` where a subcommand has neither a config nor a `--model` class.
 
@@ -165,4 +156,6 @@ def with_default_config(args: Sequence[str]) -> list[str]:
 def one_line(error: BaseException) -> str:
     """What a user needs of an error, on one line; its name where it has no message."""
     text = error.message if isinstance(error, ArgumentError) else str(error)
+    if text.startswith("Caught ") and "Original Traceback" in text:  # of a dataloader's worker, whose last line it is
+        text = text.strip().splitlines()[-1].partition(": ")[2]
     return short_message(text) or type(error).__name__

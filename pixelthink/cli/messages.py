@@ -11,12 +11,15 @@ import inspect
 import re
 import typing
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pydoc import locate
 
 import lightning as L
+from jsonargparse import ArgumentParser, Namespace
 
 from pixelthink.cli.registry import KINDS, components
 from pixelthink.data.datamodule import PromptData
+from pixelthink.errors import UserError
 from pixelthink.evaluation.interface import SegmentationModule
 
 _KEY = re.compile(r'Parser key "(?P<key>[^"]+)":(?P<rest>.*)')
@@ -35,6 +38,28 @@ _MAX_VALUE = 60
 
 _TOP_LEVEL: dict[str, type] = {"data": PromptData, "trainer": L.Trainer, "model": SegmentationModule}
 _TOP_LEVEL_KINDS = {"model": "module", "trainer.callbacks": "callback"}
+
+
+def instantiate(parser: ArgumentParser, options: Namespace) -> Namespace:
+    """The components that options name, made; what a constructor refuses is the user's to mend.
+
+    Raises:
+        UserError: a component cannot be made; one line.
+    """
+    with constructor_errors():
+        return parser.instantiate(options)
+
+
+@contextmanager
+def constructor_errors() -> Iterator[None]:
+    """Turns what constructors refuse into a `UserError`; jsonargparse wraps it in pages of its own."""
+    try:
+        yield
+    except (ValueError, TypeError) as error:
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, UserError):
+            cause = cause.__cause__ or cause.__context__
+        raise cause or UserError(short_message(str(error))) from error
 
 
 def short_message(text: str) -> str:

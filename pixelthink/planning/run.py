@@ -13,6 +13,7 @@ from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, ModelParalle
 from torch.optim import Optimizer
 
 from pixelthink.cli.main import PixelThinkCLI
+from pixelthink.cli.messages import instantiate
 from pixelthink.data.datamodule import PromptData
 from pixelthink.errors import UserError
 from pixelthink.parallel.strategy import FSDP2
@@ -68,7 +69,7 @@ class Run:
         parser = ArgumentParser(exit_on_error=False)
         parser.add_subclass_arguments(RolloutEngine, "rollout")
         rollout = cli.config.as_dict()["model"]["init_args"]["rollout"]
-        engine = parser.instantiate_classes(parser.parse_object({"rollout": rollout})).rollout
+        engine = instantiate(parser, parser.parse_object({"rollout": rollout})).rollout
         run = Run(cli.model, engine, cli.datamodule, cli.config_init["trainer"], gpus)
         if run.data.batch_size % gpus:
             raise UserError(f"data.batch_size: {run.data.batch_size} prompts do not divide among {gpus} GPUs")

@@ -11,7 +11,7 @@ from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
-from pixelthink.errors import UserError
+from pixelthink.errors import UserError, brief
 from pixelthink.parallel.collectives import full_tensor
 from pixelthink.parallel.processes import Processes, gradient_norm
 from pixelthink.policies.base import PolicyBackbone
@@ -59,15 +59,19 @@ class Learner:
         """What `LightningModule.configure_optimizers` returns.
 
         Raises:
-            UserError: no weight would be trained.
+            UserError: no weight would be trained, or the optimizer or its schedule refuses its options.
         """
         parameters = list(trainable_parameters(policy))
         if not parameters:
             raise UserError("model.policy: no weight would be trained; a quantised policy needs model.policy.adapter")
-        optimizer = self.optimizer(parameters)
-        if self.lr_scheduler is None:
-            return optimizer
-        return {"optimizer": optimizer, "lr_scheduler": self.lr_scheduler(optimizer)}
+        try:
+            optimizer = self.optimizer(parameters)
+            schedule = None if self.lr_scheduler is None else self.lr_scheduler(optimizer)
+        except UserError:
+            raise
+        except (ValueError, TypeError) as error:  # a learning rate below 0, an option that the class has not, …
+            raise UserError(f"model.optimizer or model.lr_scheduler: {brief(error)}") from error
+        return optimizer if schedule is None else {"optimizer": optimizer, "lr_scheduler": schedule}
 
     def step(
         self,

@@ -7,19 +7,19 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from pixelthink.data.collate import Collate
 from pixelthink.data.prompts import ShortPrompt
 from pixelthink.data.sources.shape_scenes import ShapeScenes
 from pixelthink.policies.qwen_vl import Qwen25VL
-from pixelthink.rollouts.base import SamplingConfig, SyncReport
+from pixelthink.rollouts.base import SamplingConfig
 from pixelthink.rollouts.vllm_client import RetryPolicy, RolloutServer, ServerRefused, ServerUnavailable
 from pixelthink.rollouts.vllm_server import VLLMServerEngine, data_uri
 from pixelthink.types import PromptBatch, RolloutBatch
@@ -369,15 +369,7 @@ def test_images_go_over_without_loss(batch: PromptBatch) -> None:
     assert (sent.mode, sent.tobytes()) == (image.mode, image.tobytes())
 
 
-class OtherWeights(VLLMServerEngine):
-    """Hands over other weights than it is given: the policy's plus noise."""
-
-    def sync(self, weights: Iterable[tuple[str, Tensor]], version: int, adapter: Path | None = None) -> SyncReport:
-        noisy = ((name, weight + 0.3 * torch.randn_like(weight)) for name, weight in weights)
-        return super().sync(noisy, version, adapter)
-
-
-@pytest.mark.parametrize("engine_class", ["VLLMServerEngine", "tests.integration.test_vllm_server.OtherWeights"])
+@pytest.mark.parametrize("engine_class", ["VLLMServerEngine", "tests.sabotage._OtherWeights"])
 def test_difficulties_are_not_estimated_with_other_weights(
     engine_class: str,
     rollout_servers: tuple[Server, Server],

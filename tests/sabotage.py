@@ -1,4 +1,4 @@
-"""Parts that do what no part may, for tests that watch whether it is found; private names keep them off the registry."""
+"""Parts that do what no part may, for tests that watch whether it is found; private names: no registry lists them."""
 
 from __future__ import annotations
 

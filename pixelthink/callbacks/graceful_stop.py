@@ -71,7 +71,7 @@ class GracefulStop(Checkpoint):
         self._end_evaluation(trainer)
 
     def _end_evaluation(self, trainer: Trainer) -> None:
-        """Ends an evaluation after its batch; each process for itself, since they may have different numbers of them."""
+        """Ends an evaluation after its batch; each process for itself: they may have different numbers of them."""
         if self.received is not None and trainer.state.fn != TrainerFn.FITTING:
             self._end(trainer, _kept_rows(trainer))
 

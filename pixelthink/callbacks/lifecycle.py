@@ -59,6 +59,9 @@ class Lifecycle(Callback):
             raise MissingFileError(f"{missing}; name the file, or leave the option out to take the policy as it is")
         self.module.print(f"pixelthink: {missing} yet, so this training begins at its beginning")
 
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        reopen_epoch(checkpoint)
+
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         self.module.evaluator.abandon()
 
@@ -144,6 +147,22 @@ class Lifecycle(Callback):
     def _tell_where(self, trainer: L.Trainer) -> None:
         if (results := _results(trainer)) is not None:
             self.module.print(f"results: {results.path}")
+
+
+def reopen_epoch(checkpoint: dict[str, Any]) -> None:
+    """Lets a training go on in the epoch in which `max_steps` ended it.
+
+    Lightning counts such an epoch as completed, so that a run of one epoch would have nothing left to train.
+    """
+    loops = checkpoint.get("loops", {}).get("fit_loop")
+    if loops is None:
+        return
+    batches, epochs = loops["epoch_loop.batch_progress"], loops["epoch_progress"]
+    if batches["is_last_batch"] or not 0 < epochs["current"]["ready"] == epochs["current"]["processed"]:
+        return
+    for counts in (epochs["current"], epochs["total"]):
+        counts["completed"] = min(counts["completed"], counts["ready"] - 1)
+        counts["processed"] = counts["ready"] - 1
 
 
 def _results(trainer: L.Trainer) -> ResultFolder | None:

@@ -104,8 +104,8 @@ class SegmentationMetrics(Metric):
         """Name → value, `NAME` overall and `NAME/LEVEL` for each level that occurred; empty before the first sample.
 
         Names: `n`, where objects are counted `expressions` too, `both_empty` where it occurred, `giou`, `ciou` and
-        their `…_ci95_low` and `…_ci95_high`; means of `LENGTHS` and `STAGES`; `parse_rate`; `failures/CAUSE`, `flaws/FLAW` and
-        `judge_failures/CAUSE` that occurred; see `efficiency` for its names; `samples_per_second`.
+        their `…_ci95_low` and `…_ci95_high`; means of `LENGTHS` and `STAGES`; `parse_rate`; `failures/CAUSE`,
+        `flaws/FLAW` and `judge_failures/CAUSE` that occurred; see `efficiency` for its names; `samples_per_second`.
         """
         table, objects = (dim_zero_cat(state).cpu().numpy() for state in (self.rows, self.objects))
         columns: Columns = {**dict(zip(COLUMNS, table.T, strict=True)), "objects": objects}

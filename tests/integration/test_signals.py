@@ -119,3 +119,17 @@ def test_an_evaluation_keeps_its_rows_and_says_that_older_numbers_are_old(
     assert again.returncode == 0, errors
     assert "samples were answered before this run was interrupted" in output
     assert json.loads((results / "metrics.json").read_text(encoding="utf-8"))["n"] == 96
+
+
+def test_a_training_that_max_steps_ended_goes_on(tmp_path: Path, tiny_policy_path: Path) -> None:
+    straight, parts = tmp_path / "straight", tmp_path / "parts"
+    for folder, arguments in ((straight, [[]]), (parts, [["--trainer.max_steps=2"], ["--ckpt_path=last"]])):
+        folder.mkdir()
+        for more in arguments:
+            process = start(fit_command(folder, tiny_policy_path, *more))
+            _, errors = process.communicate(timeout=200)
+            assert process.returncode == 0, errors
+    found, expected = lines_of(parts / "steps.jsonl"), lines_of(straight / "steps.jsonl")
+    assert len(expected) == STEPS
+    keys = ("step", "loss/loss", "train/reward", "train/response_tokens")
+    assert [[step[key] for key in keys] for step in found] == [[step[key] for key in keys] for step in expected]

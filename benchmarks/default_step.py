@@ -20,7 +20,7 @@ from typing import Any
 
 ROOT = Path(__file__).parent.parent
 WAYS: dict[str, tuple[str, ...]] = {
-    "plain": ("--model.rollout=benchmarks.plain_generate.PlainGenerate", "--model.policy.logprobs=padded"),
+    "plain": ("--model.rollout=plain_generate.PlainGenerate", "--model.policy.logprobs=padded"),
     "as configured": (),
 }
 PHASES = ("generate", "reward", "logprobs", "update", "step")
@@ -60,25 +60,33 @@ def train(pipe: Connection, config: str, overrides: tuple[str, ...], steps: int)
     """Trains for some steps, each when the parent says so, and reports the seconds of its phases."""
     import lightning as L
 
-    import pixelthink.cli.main
+    from pixelthink.cli.main import PixelThinkCLI
+    from pixelthink.cli.registry import load_components
 
     class InTurn(L.Callback):
         def on_train_batch_start(self, *rest: Any) -> None:
             pipe.recv()
 
         def on_train_batch_end(self, trainer: Any, module: Any, *rest: Any) -> None:
-            pipe.send({**module.seconds, "step": sum(module.seconds.values())})
+            pipe.send(
+                {
+                    name.partition("/")[2]: float(seconds)
+                    for name, seconds in trainer.callback_metrics.items()
+                    if name.startswith("seconds/")
+                }
+            )
 
-    pixelthink.cli.main.TRAINER_DEFAULTS["callbacks"] = [InTurn()]
-    pixelthink.cli.main.main(
-        [
+    load_components()
+    PixelThinkCLI(
+        args=[
             "fit",
             f"--config={config}",
             *("--data.val=null", "--trainer.val_check_interval=null", "--trainer.callbacks=[]"),
             *("--trainer.logger=false", "--trainer.enable_checkpointing=false", "--trainer.enable_progress_bar=false"),
             *("--trainer.enable_model_summary=false", f"--trainer.max_steps={steps}"),
             *overrides,
-        ]
+        ],
+        callbacks=[InTurn()],
     )
 
 

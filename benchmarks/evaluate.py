@@ -29,7 +29,7 @@ from lightning.pytorch.callbacks import Callback
 from PIL import Image
 from transformers.utils.logging import disable_progress_bar
 
-from pixelthink.answering.segmenting import segmentation_request
+from pixelthink.answering.acceptance import answered_objects
 from pixelthink.data.base import SampleSource
 from pixelthink.data.collate import Collate
 from pixelthink.data.datamodule import PromptData
@@ -37,7 +37,7 @@ from pixelthink.data.prompts import ShortPrompt
 from pixelthink.data.sources.shape_scenes import IMAGE_SIZE, draw_scene, rate_difficulty, sample_query, sample_scene
 from pixelthink.evaluation.config import EvaluationConfig
 from pixelthink.geometry import target_from_mask
-from pixelthink.parsing import Answer, parse_completion
+from pixelthink.parsing import parse_completion
 from pixelthink.policies.qwen_vl import Qwen25VL
 from pixelthink.rewards.composite import PixelThinkReward
 from pixelthink.rewards.length import NoLengthScore
@@ -158,7 +158,7 @@ def plain_loop(segmenter: Segmenter, source: SampleSource) -> tuple[Answered, fl
         sample = source[index]
         prompt = collate.prompt(sample)
         text = generate(backbone, model, prompt)
-        mask = predict(prompt, parse_completion(text))
+        mask = predict(prompt, text)
         assert sample.mask is not None
         ious.append((mask & sample.mask).sum() / max(1, (mask | sample.mask).sum()))
         answered.append((text, mask))
@@ -181,11 +181,15 @@ def generate(backbone: Qwen25VL, model: Any, prompt: Prompt) -> str:
     return str(backbone.processor.batch_decode(new, skip_special_tokens=True)[0])
 
 
-def predictor(segmenter: Segmenter) -> Callable[[Prompt, Answer], np.ndarray]:
+def predictor(segmenter: Segmenter) -> Callable[[Prompt, str], np.ndarray]:
     """What makes a mask of one answer: for SAM 2 the library's own predictor, which embeds the image every time."""
 
-    def with_sam2(prompt: Prompt, answer: Answer) -> np.ndarray:
-        request = segmentation_request(prompt, answer)
+    def request_of(prompt: Prompt, text: str) -> SegmentationRequest:
+        answered = answered_objects(prompt, text, parse_completion(text), "segzero")
+        return SegmentationRequest(prompt.sample.image, answered.objects, answered.points_per_object)
+
+    def with_sam2(prompt: Prompt, text: str) -> np.ndarray:
+        request = request_of(prompt, text)
         if not request.objects:
             return np.zeros(prompt.sample.image.size[::-1], dtype=bool)
         library.set_image(prompt.sample.image)
@@ -195,8 +199,8 @@ def predictor(segmenter: Segmenter) -> Callable[[Prompt, Answer], np.ndarray]:
         )
         return masks[scores.argmax()].astype(bool)
 
-    def with_others(prompt: Prompt, answer: Answer) -> np.ndarray:
-        return segmenter.segment([segmentation_request(prompt, answer)])[0]
+    def with_others(prompt: Prompt, text: str) -> np.ndarray:
+        return segmenter.segment([request_of(prompt, text)])[0]
 
     if not isinstance(segmenter, SAM2):
         return with_others

@@ -5,7 +5,8 @@
 
 Each trainer runs in a process of its own, so that their memory is told apart; the parent lets one step at a time, so
 that both meet the same noise. Both sample with transformers modules; KL is on; all completions have full length; the
-vision tower is trained. At the end both losses are computed on the same rollout.
+vision tower is trained. At the end loss and gradient of both are computed on the same rollout. TRL's KL correction,
+which multiplies the KL by a differentiable ratio and is on by default, is off, so that the gradients can be equal.
 """
 
 from __future__ import annotations
@@ -90,7 +91,7 @@ def report(table: dict[str, dict[str, float]]) -> None:
         print(f"  {key:20}{ours[key]:12.2f}{theirs[key]:12.2f}{theirs[key] / ours[key]:8.2f}")
     difference = abs(theirs["loss"] - theirs["loss_of_pixelthink"])
     print(f"  same rollout: trl's loss {theirs['loss']:.6f}, pixelthink's {theirs['loss_of_pixelthink']:.6f}, "
-          f"difference {difference:.1e}")  # fmt: skip
+          f"difference {difference:.1e}; of gradients {theirs['gradient_difference']:.1e}")  # fmt: skip
 
 
 def save_policy(folder: Path, image_side: int, hidden_size: int) -> None:
@@ -150,7 +151,7 @@ def run_ours(pipe: Connection, settings: dict[str, Any]) -> None:
             self.started = time.perf_counter()
 
         def on_train_batch_end(self, trainer: Any, module: Any, *rest: Any) -> None:
-            step, rollout = time.perf_counter() - self.started, module.seconds["generate"]
+            step, rollout = time.perf_counter() - self.started, float(trainer.callback_metrics["seconds/generate"])
             pipe.send({"rollout": rollout, "update": step - rollout, "step": step})
 
     side, groups = settings["image_side"], settings["groups"]
@@ -224,6 +225,7 @@ def run_trl(pipe: Connection, settings: dict[str, Any]) -> None:
         num_generations=settings["group_size"], max_completion_length=settings["tokens"], beta=0.04, loss_type="bnpo",
         use_cpu=True, bf16=False, learning_rate=1e-4, lr_scheduler_type="constant", gradient_checkpointing=False,
         save_strategy="no", report_to=[], disable_tqdm=True, max_steps=settings["steps"] + 2, temperature=1.0,
+        use_bias_correction_kl=False,
         model_init_kwargs={"dtype": torch.float32, "local_files_only": True},
         generation_kwargs={
             "min_new_tokens": settings["tokens"], "suppress_tokens": list(backbone.forbidden_token_ids),
@@ -248,7 +250,11 @@ def variety(completions: list[Any], **kwargs: Any) -> list[float]:
 
 
 def our_loss(backbone: Any, model: Any, inputs: Any) -> dict[str, float]:
-    """This package's loss on a rollout of TRL's, with TRL's reference log-probabilities and advantages."""
+    """This package's loss on a rollout of TRL's, with TRL's reference log-probabilities and advantages.
+
+    Returns the loss and the relative difference of the gradients, |ours − TRL's| / |TRL's|. The model holds TRL's,
+    clipped to a norm of 1; ours is clipped the same way.
+    """
     import torch
 
     from pixelthink.grpo.loss import GRPOConfig, LossInputs, grpo_loss
@@ -264,12 +270,16 @@ def our_loss(backbone: Any, model: Any, inputs: Any) -> dict[str, float]:
     keys = [(tuple(p.token_ids.tolist()), float(p.pixel_values.sum())) for p in prompts]
     index = [keys.index(key) for key in keys]
     completions = [ids[mask] for ids, mask in zip(inputs["completion_ids"], masks, strict=True)]
-    with torch.no_grad():
-        scores = backbone.score(model, prompts, completions, index)
-    logprobs, reference = scores.logprobs, inputs["ref_per_token_logps"]
-    config = GRPOConfig(kl_coef=0.04, entropy_coef=0.0)
-    loss = grpo_loss(LossInputs(logprobs, logprobs, reference, masks, inputs["advantages"]), config).loss
-    return {"loss_of_pixelthink": loss.item()}
+    parameters = [parameter for parameter in model.parameters() if parameter.grad is not None]
+    theirs = torch.cat([parameter.grad.flatten() for parameter in parameters])
+    model.zero_grad()
+    logprobs = backbone.score(model, prompts, completions, index).logprobs
+    config, reference = GRPOConfig(kl_coef=0.04, entropy_coef=0.0), inputs["ref_per_token_logps"]
+    loss = grpo_loss(LossInputs(logprobs, logprobs.detach(), reference, masks, inputs["advantages"]), config).loss
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+    ours = torch.cat([parameter.grad.flatten() for parameter in parameters])
+    return {"loss_of_pixelthink": loss.item(), "gradient_difference": float((ours - theirs).norm() / theirs.norm())}
 
 
 if __name__ == "__main__":

@@ -192,7 +192,8 @@ def ask(
     picture = image if isinstance(image, Image.Image) else open_rgb(Path(image))
     name = "image" if isinstance(image, Image.Image) else Path(image).stem
     batch = policy.prompts([Sample(name, picture.convert("RGB"), question)])
-    sampling = SamplingConfig(1, max_new_tokens, temperature)
+    penalty = policy.backbone.repetition_penalty()
+    sampling = SamplingConfig(1, max_new_tokens, temperature, repetition_penalty=penalty)
     prediction = policy.answerer(_or_default(segmenter)).answer(batch, sampling, seed)[0]
     return Reply(
         text=prediction.completion.text,
@@ -245,7 +246,8 @@ def evaluate(
         "stage": "test",
         "protocol": config.protocol,
         "weights": fingerprint(policy.model),
-        "sampling": vars(config.sampling),
+        "acceptance": config.accepts,
+        "sampling": vars(config.sampling_of(policy.backbone)),
         "engine": answerer.engine.name,
         "segmenter": type(answerer.segmenter).__qualname__,
         "data": type(source).__qualname__,

@@ -23,6 +23,7 @@ from typing import Any, Literal
 from pixelthink.geometry import Box, Point, Target
 
 Failure = Literal[
+    "no_think",
     "no_json",
     "no_answer",
     "invalid_json",
@@ -33,10 +34,11 @@ Failure = Literal[
     "not_finite",
     "empty_box",
 ]
-"""Why an answer cannot be segmented: no `{…}` in the text; no `<answer>…</answer>` around a multi-object answer; text
-that is no JSON (or nests too deeply, or holds an integer of thousands of digits); a value that should be a list and is
-not; a key that is missing; a list of another length; an entry that is no number; NaN or infinity; a box whose second
-corner lies before its first."""
+"""Why an answer cannot be segmented: no readable `<think>…</think>`, where the protocol asks for one; no `{…}` in the
+text; no `<answer>…</answer>` around a multi-object answer; text that is no JSON (or nests too deeply, or holds an
+integer of thousands of digits); a value that should be a list and is not; a key that is missing; a list of another
+length; an entry that is no number; NaN, infinity or a number beyond float32; a box whose second corner lies before its
+first."""
 
 Style = Literal["single", "visionreasoner"]
 """How an answer is written: one object with `bbox`, `points_1`, `points_2`, or a list of `bbox_2d`, `point_2d`."""
@@ -108,9 +110,22 @@ def parse_completion(text: str, style: str = "single") -> Answer:
     raise ValueError(f"unknown answer style {style!r}; known: {', '.join(STYLES)}")
 
 
+def answer_list_json(text: str) -> Any:
+    """What stands inside the first `<answer>…</answer>` as JSON; None where there is none or it is no JSON."""
+    raw = _between(text, "<answer>", "</answer>")
+    return None if raw is None else _load_json(raw.strip())
+
+
 def answer_text(text: str) -> str:
     """What stands inside the first `<answer>…</answer>`, stripped; "" where there is none."""
     return (_between(text, "<answer>", "</answer>") or "").strip()
+
+
+def single_answer_json(text: str) -> dict[str, Any] | None:
+    """The first `{[^}]+}` of the text as JSON: where the released code reads a single object's answer."""
+    raw = _first_braces(text)
+    data = _load_json(raw) if raw is not None else None
+    return data if isinstance(data, dict) else None
 
 
 def _parse_single(text: str) -> Answer:

@@ -183,7 +183,7 @@ class Completion:
     Attributes:
         token_ids: Sampled token ids, the end token included where it was sampled.
         logprobs: Log-probability of each under the sampling weights at temperature 1, before any token was forbidden.
-        text: Decoded without the end token.
+        text: Decoded without special tokens, as the released code decodes.
         finish_reason: "stop" where the end token was sampled, "length" where the limit cut it off.
         reasoning_tokens: Number of tokens inside `<think>`, 0 where there is none.
         uncertainty: Mean top-2 uncertainty of the tokens in [0, 1]; None where the engine gave no top-2.

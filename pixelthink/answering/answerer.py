@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from torch import nn
 
+from pixelthink.answering.acceptance import Acceptance
 from pixelthink.answering.segmenting import missing_image_prediction, segment_answers
 from pixelthink.components import resolved
 from pixelthink.parsing import parse_completion
@@ -76,13 +77,16 @@ class Answerer:
         """Class of the engine, for reports and messages."""
         return type(self._rollout)
 
-    def answer(self, batch: PromptBatch, sampling: SamplingConfig, seed: int = 0) -> list[Prediction]:
+    def answer(
+        self, batch: PromptBatch, sampling: SamplingConfig, seed: int = 0, acceptance: Acceptance = "pixelthink"
+    ) -> list[Prediction]:
         """Answers each prompt once and segments what was answered.
 
         Args:
             batch: P prompts. One without its image is not asked and counts as failed.
             sampling: How answers are sampled; `group_size` is 1.
             seed: Seed of the sampling.
+            acceptance: Which answers can be used, see `pixelthink.answering.acceptance`.
 
         Returns:
             P predictions. An answer that cannot be used has an empty mask and the reason; none is left out.
@@ -94,5 +98,7 @@ class Answerer:
             asked = PromptBatch(prompts, tuple(batch.places[i] for i in present))
             completions = self.engine.generate(asked, sampling, seed, evaluating=True).completions
             answers = [parse_completion(c.text, p.answer_style) for c, p in zip(completions, prompts, strict=True)]
-            found = dict(zip(present, segment_answers(prompts, completions, answers, self.segmenter), strict=True))
+            found = dict(
+                zip(present, segment_answers(prompts, completions, answers, self.segmenter, acceptance), strict=True)
+            )
         return [found.get(i) or missing_image_prediction(prompt) for i, prompt in enumerate(batch.prompts)]

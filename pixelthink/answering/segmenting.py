@@ -4,86 +4,38 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Literal, cast
+from dataclasses import replace
 
 import numpy as np
 
+from pixelthink.answering.acceptance import Acceptance, answered_objects
 from pixelthink.errors import UserError
-from pixelthink.failures import Cause, Flaw
-from pixelthink.geometry import Box, Point, Target, clip_target, point_in_box
 from pixelthink.parsing import Answer
 from pixelthink.segmenters.base import SegmentationRequest, Segmenter
 from pixelthink.timing import now
 from pixelthink.types import Completion, Prediction, Prompt, Timings
 
 
-@dataclass(frozen=True)
-class AnsweredObjects:
-    """What an answer says, in original pixels.
-
-    Attributes:
-        objects: The objects, inside the image; none where the answer cannot be used, or says that there is none.
-        failure: Why the answer cannot be segmented, or None.
-        flaws: What is odd about it.
-    """
-
-    objects: tuple[Target, ...] = ()
-    failure: Cause | None = None
-    flaws: tuple[Flaw, ...] = ()
-
-
-def answered_objects(prompt: Prompt, answer: Answer) -> AnsweredObjects:
-    """Maps the answered objects to original pixels and cuts them at the image's edges.
-
-    A box that lies wholly outside has no pixel to be segmented: it is left out, and where no other box is left, the
-    answer has failed.
-    """
-    if answer.failure is not None:
-        return AnsweredObjects(failure=answer.failure)
-    written = [(o.box_xyxy, (o.point_xy, o.point_xy)) for o in answer.objects]
-    if not written and answer.box_xyxy is not None and answer.points_xy is not None:
-        written = [(answer.box_xyxy, (answer.points_xy[0], answer.points_xy[-1]))]
-    size = prompt.sample.image.size
-    inside: list[Target] = []
-    flaws: set[Flaw] = set()
-    for box, points in written:
-        target = Target(cast("Box", box), cast("tuple[Point, Point]", points))
-        in_pixels = prompt.frame.target_to_original(target)
-        if _is_outside(in_pixels.box_xyxy, *size):
-            flaws.add("object_outside_image")
-            continue
-        if not all(point_in_box(point, target.box_xyxy) for point in target.points_xy):
-            flaws.add("points_off_box")
-        if _is_beyond(target.box_xyxy, *prompt.frame.answer_size):
-            flaws.add("box_beyond_image")
-        inside.append(clip_target(in_pixels, *size))
-    if written and not inside:
-        return AnsweredObjects(failure="box_outside_image")
-    return AnsweredObjects(tuple(inside), flaws=tuple(sorted(flaws)))
-
-
-def segmentation_request(prompt: Prompt, answer: Answer) -> SegmentationRequest:
-    """What the segmenter is asked for; each of several answered objects has one point, a single object two."""
-    return SegmentationRequest(prompt.sample.image, answered_objects(prompt, answer).objects, points_of(answer))
-
-
-def points_of(answer: Answer) -> Literal[1, 2]:
-    """How many points the answer gives for an object."""
-    return 1 if answer.objects else 2
-
-
 def segment_answers(
-    prompts: Sequence[Prompt], completions: Sequence[Completion], answers: Sequence[Answer], segmenter: Segmenter
+    prompts: Sequence[Prompt],
+    completions: Sequence[Completion],
+    answers: Sequence[Answer],
+    segmenter: Segmenter,
+    acceptance: Acceptance,
 ) -> list[Prediction]:
-    """Masks of parsed answers, each the union of its objects.
+    """Masks of parsed answers, each the union of its objects; `acceptance` says which answers can be used.
 
     An answer that cannot be used, and one that names no object, gets an empty mask; so does a request on which the
     segmenter fails, while the others of its batch get theirs. None is dropped, and what failed keeps its reason.
     """
-    found = [answered_objects(prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)]
+    found = [
+        answered_objects(prompt, completion.text, answer, acceptance)
+        for prompt, completion, answer in zip(prompts, completions, answers, strict=True)
+    ]
     asked = [i for i, answered in enumerate(found) if answered.objects]
-    requests = [SegmentationRequest(prompts[i].sample.image, found[i].objects, points_of(answers[i])) for i in asked]
+    requests = [
+        SegmentationRequest(prompts[i].sample.image, found[i].objects, found[i].points_per_object) for i in asked
+    ]
     started = now()
     masks = dict(zip(asked, masks_or_reasons(segmenter, requests), strict=True))
     share_ms = 1000 * (now() - started) / max(1, len(asked))
@@ -91,7 +43,15 @@ def segment_answers(
     for i, (prompt, completion, answer) in enumerate(zip(prompts, completions, answers, strict=True)):
         timings = answer_timings(prompt, completion, segmentation_ms=share_ms if i in masks else 0.0)
         mask = masks.get(i, empty_mask(prompt))
-        prediction = Prediction(prompt, completion, answer, empty_mask(prompt), found[i].failure, found[i].objects)
+        prediction = Prediction(
+            prompt,
+            completion,
+            answer,
+            empty_mask(prompt),
+            found[i].failure,
+            found[i].objects,
+            failure_detail=found[i].detail,
+        )
         if isinstance(mask, str):
             prediction = replace(prediction, failure="segmenter_error", failure_detail=mask)
         else:
@@ -154,13 +114,3 @@ def _checked_mask(mask: object, request: SegmentationRequest) -> np.ndarray | st
         what = f"{mask.dtype} {mask.shape}" if isinstance(mask, np.ndarray) else type(mask).__name__
         return f"a mask must be bool {(height, width)}, got {what}"
     return mask
-
-
-def _is_outside(box: Box, width: int, height: int) -> bool:
-    """Whether a box has nothing in common with an area of width × height."""
-    return box[2] < 0 or box[3] < 0 or box[0] >= width or box[1] >= height
-
-
-def _is_beyond(box: Box, width: int, height: int) -> bool:
-    """Whether a corner of a box lies outside an area of width × height."""
-    return min(box) < 0 or max(box[0], box[2]) > width or max(box[1], box[3]) > height

@@ -15,7 +15,7 @@ from pixelthink.callbacks.weight_sync import RolloutWeightSync
 from pixelthink.errors import MissingFileError, UserError
 from pixelthink.evaluation.interface import SegmentationModule
 from pixelthink.evaluation.result_folder import ResultFolder
-from pixelthink.evaluation.run_header import run_config, run_header, run_settings
+from pixelthink.evaluation.run_header import deviations, run_config, run_header, run_settings
 from pixelthink.rollouts.synced_engine import SyncConfig
 
 AnyCallback = TypeVar("AnyCallback", bound=Callback)
@@ -112,6 +112,10 @@ class Lifecycle(Callback):
         if results is not None:
             settings = run_settings(trainer, module.answerer, module.policy, module.evaluator.config, stage)
         fitting = trainer.state.fn == TrainerFn.FITTING
+        config = module.evaluator.config
+        found = deviations(trainer, module.answerer, config) if stage != "predict" and not fitting else []
+        if found:
+            module.print(f"not as protocol {config.protocol} has it: {'; '.join(found)}")
         module.evaluator.begin(
             results,
             settings,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from PIL import Image
 
@@ -12,6 +13,8 @@ from pixelthink.data.validation import check_sample
 from pixelthink.geometry import AnswerConvention, CoordinateFrame
 from pixelthink.timing import now
 from pixelthink.types import Prompt, PromptBatch, Sample
+
+Resize = Literal["bilinear", "bicubic"]
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,7 @@ class Collate:
         convention: How answers write coordinates.
         rank: This process.
         world_size: Number of processes; each takes every `world_size`-th sample of a batch.
+        resize: How images are brought to that size.
     """
 
     style: PromptStyle
@@ -31,6 +35,7 @@ class Collate:
     convention: AnswerConvention
     rank: int = 0
     world_size: int = 1
+    resize: Resize = "bilinear"
 
     def prompt(self, sample: Sample) -> Prompt:
         """The prompt of a sample; raises UserError, with its id, where it cannot be used."""
@@ -39,7 +44,7 @@ class Collate:
         started = now()
         image = sample.image
         if image.size != self.image_size:
-            image = image.resize(self.image_size, Image.Resampling.BICUBIC)
+            image = image.resize(self.image_size, Image.Resampling[self.resize.upper()])
         milliseconds = (now() - started) * 1000
         targets = tuple(frame.target_to_answer(target) for target in sample.targets)
         style, asked = self.style, self.style.token_target(sample.id)

@@ -7,7 +7,7 @@ from jsonargparse import lazy_instance
 
 from pixelthink.components import resolved
 from pixelthink.data.base import SampleSource
-from pixelthink.data.collate import Collate
+from pixelthink.data.collate import Collate, Resize
 from pixelthink.data.evaluation_dataset import EvaluationDataset
 from pixelthink.data.loader import EpochSampler, ResumableLoader
 from pixelthink.data.prompts import PixelThinkPrompt, PromptStyle
@@ -26,6 +26,7 @@ class PromptData(L.LightningDataModule):
         predict: Samples to answer, with or without known masks.
         prompt: How questions are worded.
         image_size: Width and height that images are resized to for the model; the released data uses 840 × 840.
+        resize: How images are brought to that size: "bilinear" as in the released evaluation, or "bicubic".
         coordinates: How answers write coordinates: "pixels" of the resized image (Qwen2.5-VL) or "per_mille" of its
             sides (Qwen3-VL). Must be the convention of the policy.
         batch_size: Training prompts per step, over all processes.
@@ -42,6 +43,7 @@ class PromptData(L.LightningDataModule):
         predict: SampleSource | None = None,
         prompt: PromptStyle = lazy_instance(PixelThinkPrompt),
         image_size: tuple[int, int] = (840, 840),
+        resize: Resize = "bilinear",
         coordinates: AnswerConvention = "pixels",
         batch_size: int = 16,
         eval_batch_size: int = 16,
@@ -52,6 +54,7 @@ class PromptData(L.LightningDataModule):
         self.sources = {"train": train, "val": val, "test": test, "predict": predict}
         self.prompt = resolved(prompt)
         self.image_size = image_size
+        self.resize = resize
         self.coordinates = coordinates
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
@@ -94,7 +97,7 @@ class PromptData(L.LightningDataModule):
             source if train else EvaluationDataset(source),
             sampler,
             look_ahead=train,
-            collate_fn=Collate(self.prompt, self.image_size, self.coordinates, rank, world_size),
+            collate_fn=Collate(self.prompt, self.image_size, self.coordinates, rank, world_size, self.resize),
             num_workers=self.num_workers,
         )
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+from pixelthink.answering.acceptance import Acceptance
 from pixelthink.errors import UserError
 from pixelthink.metrics.counting import Count
-from pixelthink.metrics.functional import ProtocolName
+from pixelthink.metrics.functional import ProtocolName, get_protocol
+from pixelthink.policies.base import PolicyBackbone
 from pixelthink.rollouts.base import SamplingConfig
 
 
@@ -15,11 +17,14 @@ class EvaluationConfig:
     """How answers are measured.
 
     Attributes:
-        protocol: Rules for ignored pixels and empty masks, see `pixelthink.metrics.functional`.
+        protocol: Whose evaluation this is: rules for answers, ignored pixels and empty masks, see
+            `pixelthink.metrics.functional`.
+        acceptance: Which answers are read; None goes by the protocol, see `pixelthink.answering.acceptance`.
         count: What counts once in N, gIoU and cIoU. "expression": each question. "object": each object, averaged over
             its questions first (RefCOCO's sentences about one annotation, the texts of a ReasonSeg image); intervals
             draw objects then. Tokens, times, ratings and failures are of every answer either way.
-        sampling: How answers are sampled; greedily by default, as in the released evaluation.
+        sampling: How answers are sampled; greedily by default, as in the released evaluation. Where it leaves
+            `repetition_penalty` open, the protocol decides.
         bootstrap_samples: Resamples behind the 95 % intervals.
         bootstrap_seed: Seed of the resamples.
         model_billions: Parameters of the model in billions, for the efficiency metrics (the papers say 7 for
@@ -29,6 +34,7 @@ class EvaluationConfig:
     """
 
     protocol: ProtocolName = "segzero"
+    acceptance: Acceptance | None = None
     count: Count = "expression"
     sampling: SamplingConfig = field(default_factory=lambda: SamplingConfig(group_size=1, temperature=0.0))
     bootstrap_samples: int = 2000
@@ -45,6 +51,41 @@ class EvaluationConfig:
             raise UserError(f"evaluation.token_budget must be positive, got {self.token_budget}")
         if self.sampling.group_size != 1:
             raise UserError("evaluation.sampling.group_size must be 1: every prompt is answered once")
+
+    @property
+    def accepts(self) -> Acceptance:
+        """Which answers are read."""
+        return self.acceptance or get_protocol(self.protocol).acceptance
+
+    def sampling_of(self, backbone: PolicyBackbone) -> SamplingConfig:
+        """How answers of a policy are sampled; what the configuration leaves open is settled."""
+        if self.sampling.repetition_penalty is not None:
+            return self.sampling
+        penalty = backbone.repetition_penalty() if get_protocol(self.protocol).checkpoint_penalty else 1.0
+        return replace(self.sampling, repetition_penalty=penalty)
+
+    def deviations(self, resize: str | None, autocast: str | None) -> list[str]:
+        """In what this evaluation is not the protocol's, in words of the command line; for results and for a warning.
+
+        Args:
+            resize: How images are resized; None where nothing says it.
+            autocast: Precision of the segmenter; None where it has no such setting.
+        """
+        protocol = get_protocol(self.protocol)
+        asked = {
+            "data.resize": (resize, protocol.resize),
+            "model.segmenter.autocast": (autocast, protocol.autocast),
+            "model.evaluation.acceptance": (self.accepts, protocol.acceptance),
+        }
+        found = [
+            f"{name} is {value}, not {rule}"
+            for name, (value, rule) in asked.items()
+            if rule and value and value != rule
+        ]
+        penalty = self.sampling.repetition_penalty
+        if protocol.checkpoint_penalty and penalty is not None:
+            found.append(f"model.evaluation.sampling.repetition_penalty is {penalty:g}, not the checkpoint's")
+        return found
 
 
 def giou_within_budget(giou: float, tokens: float, budget: float) -> float:

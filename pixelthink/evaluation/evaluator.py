@@ -106,14 +106,16 @@ class Evaluator:
         Args:
             answerer: Has been started.
             batch: P prompts.
-            measuring: As for `add`.
+            measuring: As for `add`; without it, whatever can be read of an answer is segmented.
 
         Returns:
             P predictions.
         """
         predictions = [self._recorded(prompt) for prompt in batch.prompts]
         if None in predictions:
-            answered = answerer.answer(batch, self.config.sampling)
+            sampling = self.config.sampling_of(answerer.backbone)
+            rule = self.config.accepts if measuring else "pixelthink"  # a prediction is measured by no protocol
+            answered = answerer.answer(batch, sampling, acceptance=rule)
             pairs = zip(batch.prompts, predictions, answered, strict=True)
             predictions = [known if prompt.sample.missing is not None else answer for prompt, known, answer in pairs]
         complete = cast("list[Prediction]", predictions)

@@ -50,12 +50,14 @@ def run_settings(
         "protocol": config.protocol,
         "weights": fingerprint(policy),
         "seed": whole.get("seed_everything"),
-        "sampling": asdict(config.sampling),
+        "acceptance": config.accepts,
+        "sampling": asdict(config.sampling_of(answerer.backbone)),
         "engine": answerer.engine.name,
         "segmenter": model.get("segmenter") or type(answerer.segmenter).__qualname__,
         "data": data.get(_SOURCE_OF_STAGE[stage]),
         "prompt": data.get("prompt") or getattr(getattr(datamodule, "prompt", None), "answer_style", None),
         "image_size": getattr(datamodule, "image_size", None),
+        "resize": getattr(datamodule, "resize", None),
         "coordinates": answerer.backbone.convention,
     }
 
@@ -69,6 +71,7 @@ def run_header(
         "policy": getattr(answerer.backbone, "path", type(answerer.backbone).__name__),
         "checkpoint": None if checkpoint is None else str(checkpoint),
         "count": config.count,
+        "deviations": deviations(trainer, answerer, config),
         "bootstrap": {"samples": config.bootstrap_samples, "seed": config.bootstrap_seed},
         "model_billions": config.model_billions,
         "processes": trainer.world_size,
@@ -77,6 +80,12 @@ def run_header(
         "versions": dict(_versions()),
         "config": run_config(trainer) or None,
     }
+
+
+def deviations(trainer: L.Trainer, answerer: Answerer, config: EvaluationConfig) -> list[str]:
+    """In what the run is not its protocol's, see `EvaluationConfig.deviations`."""
+    resize = getattr(getattr(trainer, "datamodule", None), "resize", None)
+    return config.deviations(resize, getattr(answerer.segmenter, "autocast", None))
 
 
 def fingerprint(model: nn.Module) -> str:

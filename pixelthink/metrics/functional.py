@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from pixelthink.answering.acceptance import Acceptance
 from pixelthink.errors import UserError
 
 ProtocolName = Literal["lisa", "segzero", "lens"]
@@ -23,7 +24,7 @@ Mask = np.ndarray | torch.Tensor
 
 @dataclass(frozen=True)
 class Protocol:
-    """How an evaluator treats ignored pixels and empty masks.
+    """How an evaluator works: which answers it reads, how it makes their masks, and how it counts these.
 
     Attributes:
         name: The evaluator.
@@ -33,6 +34,11 @@ class Protocol:
             makes that 0.
         iou_epsilon: Added to each mask's union.
         ciou_epsilon: Added to the sum of unions.
+        acceptance: Which answers are read, see `pixelthink.answering.acceptance`.
+        checkpoint_penalty: Whether answers are sampled with the repetition penalty of the checkpoint's
+            `generation_config.json`, as Hugging Face `generate` does.
+        resize: How images are brought to the model's size; "" where the evaluator does not say.
+        autocast: Precision in which the segmenter runs; "" where the evaluator does not say.
     """
 
     name: ProtocolName
@@ -40,11 +46,23 @@ class Protocol:
     both_empty: float
     iou_epsilon: float = 0.0
     ciou_epsilon: float = 0.0
+    acceptance: Acceptance = "pixelthink"
+    checkpoint_penalty: bool = False
+    resize: str = ""
+    autocast: str = ""
 
 
 PROTOCOLS: dict[str, Protocol] = {
     "lisa": Protocol("lisa", ignored="removed", both_empty=1.0, iou_epsilon=1e-5, ciou_epsilon=1e-10),
-    "segzero": Protocol("segzero", ignored="target", both_empty=0.0),
+    "segzero": Protocol(
+        "segzero",
+        ignored="target",
+        both_empty=0.0,
+        acceptance="segzero",
+        checkpoint_penalty=True,
+        resize="bilinear",
+        autocast="bfloat16",
+    ),
     "lens": Protocol("lens", ignored="background", both_empty=1.0),
 }
 

@@ -103,8 +103,8 @@ class SegmentationMetrics(Metric):
     def compute(self) -> dict[str, float]:
         """Name → value, `NAME` overall and `NAME/LEVEL` for each level that occurred; empty before the first sample.
 
-        Names: `n`, where objects are counted `expressions` too, `giou`, `ciou` and their `…_ci95_low` and
-        `…_ci95_high`; means of `LENGTHS` and `STAGES`; `parse_rate`; `failures/CAUSE`, `flaws/FLAW` and
+        Names: `n`, where objects are counted `expressions` too, `both_empty` where it occurred, `giou`, `ciou` and
+        their `…_ci95_low` and `…_ci95_high`; means of `LENGTHS` and `STAGES`; `parse_rate`; `failures/CAUSE`, `flaws/FLAW` and
         `judge_failures/CAUSE` that occurred; see `efficiency` for its names; `samples_per_second`.
         """
         table, objects = (dim_zero_cat(state).cpu().numpy() for state in (self.rows, self.objects))
@@ -117,7 +117,15 @@ class SegmentationMetrics(Metric):
             if rows.any()
         }
         values: dict[str, float] = {}
-        for metrics in (self._scores, means, parse_rate, flaw_counts, self._efficiency, self._judge_failures):
+        for metrics in (
+            self._scores,
+            both_empty,
+            means,
+            parse_rate,
+            flaw_counts,
+            self._efficiency,
+            self._judge_failures,
+        ):
             for suffix, part in parts.items():
                 values |= {f"{name}{suffix}": float(value) for name, value in metrics(part).items()}
         speeds = {name: 1000 / ms for name, ms in values.items() if name.startswith("total_ms") and ms > 0}
@@ -144,6 +152,12 @@ class SegmentationMetrics(Metric):
     def _judge_failures(self, columns: Columns) -> dict[str, int]:
         counts = _occurrences(columns["judge_failure"], JUDGE_FAILURES) if self.judge_prefix is not None else {}
         return {f"judge_failures/{cause}": number for cause, number in counts.items()}
+
+
+def both_empty(columns: Columns) -> dict[str, float]:
+    """`both_empty`, how often a readable answer and the target are both without a pixel, where it occurred."""
+    number = int(((columns["union"] == 0) & np.isnan(columns["failure"])).sum())
+    return {"both_empty": number} if number else {}
 
 
 def means(columns: Columns) -> dict[str, float]:
@@ -219,7 +233,7 @@ def metrics_document(values: dict[str, float]) -> dict[str, Any]:
             high = values[name.replace("_low", "_high")]
             document[name.replace("_low", "")] = [value, high]
         elif not key.endswith("_ci95_high"):
-            document[name] = int(value) if key in ("n", "rated", "expressions") else value
+            document[name] = int(value) if key in ("n", "rated", "expressions", "both_empty") else value
     return {"failures": {}, "flaws": {}} | document
 
 

@@ -23,7 +23,8 @@ from lightning.pytorch.strategies import ParallelStrategy
 FINISHED = -1
 """Message of a process that has finished. Any other message is the rank of a process that has failed."""
 REPORT_SECONDS = 0.5
-"""Time that a process has for ending with an error of its own before it reports the failed one."""
+"""Time that a process has for ending with an error of its own after another one said that it ends with an error. One
+that ended without a word was killed, which is reported at once: Lightning kills the others within five seconds."""
 EXIT_SECONDS = 5.0
 """Time after which a process that should end is ended."""
 CONNECT_SECONDS = 300.0
@@ -74,6 +75,8 @@ class PeerWatch(Callback):
         """Says that this process ends with an error of its own; it is ended by force if others keep it waiting."""
         if self._connections:
             self._is_ending.set()
+            for connection in self._connections.values():
+                send(connection, self._rank)
             timer = threading.Timer(EXIT_SECONDS, os._exit, (2,))
             timer.daemon = True
             timer.start()
@@ -84,23 +87,24 @@ class PeerWatch(Callback):
         while ranks:
             for connection in wait(list(ranks)):
                 assert isinstance(connection, Connection)
+                grace = REPORT_SECONDS
                 try:
                     message = connection.recv()
                 except (EOFError, OSError):
-                    message = ranks[connection]
+                    message, grace = ranks[connection], 0.0
                 if message != FINISHED:
-                    self._end_after(message, connections)
+                    self._end_after(message, connections, grace)
                     return
                 del ranks[connection]
 
-    def _end_after(self, failed_rank: int, connections: dict[int, Connection]) -> None:
-        """Passes the news on, and ends this process unless it ends by itself."""
+    def _end_after(self, failed_rank: int, connections: dict[int, Connection], grace: float) -> None:
+        """Passes the news on, reports it after `grace` seconds, and ends this process unless it ends by itself."""
         self._failed_rank = failed_rank
         self._has_failed.set()
         for rank, connection in connections.items():
             if rank != failed_rank:
                 send(connection, failed_rank)
-        if not self._is_ending.wait(REPORT_SECONDS):
+        if not self._is_ending.wait(grace):
             self._report()
         if not self._is_ending.wait(EXIT_SECONDS):
             os._exit(1)

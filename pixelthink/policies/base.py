@@ -112,6 +112,10 @@ class PolicyBackbone(ABC):
         """
         raise UserError(f"{type(self).__name__} cannot be loaded in {quantization}")
 
+    def repetition_penalty(self) -> float:
+        """The penalty that the checkpoint's generation settings ask for, 1 where they ask for none."""
+        return 1.0
+
     def prompt_text(self, prompt: Prompt) -> str:
         """The chat-templated prompt up to where the model goes on, one unexpanded placeholder per image."""
         template = self.processor.apply_chat_template

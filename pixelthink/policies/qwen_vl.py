@@ -94,6 +94,15 @@ class Qwen25VL(PolicyBackbone):
     def load_model(self) -> nn.Module:
         return self.prepare(self._load(self.quantization))
 
+    def repetition_penalty(self) -> float:
+        from transformers import GenerationConfig
+
+        if Path(self.path).is_dir() and not (Path(self.path) / "generation_config.json").exists():
+            return 1.0
+        with clear_errors(self.path):
+            config = GenerationConfig.from_pretrained(self.path, local_files_only=self.local_files_only)
+        return float(config.repetition_penalty or 1.0)
+
     def load_quantized(self, quantization: Literal["nf4", "int8"]) -> nn.Module:
         return self.prepare(self._load(quantization))
 

@@ -1,28 +1,55 @@
-"""The three accuracy terms: box overlap, box distance and point distance, each 1 or 0 at a threshold.
+"""The three accuracy terms of the released reward, each 1 or 0 at a threshold, equal to it on every text.
 
-They look at what the parser could read: a box counts even where the points beside it are missing, as in the released
-code. Coordinates are answer coordinates, thresholds are in their units (pixels of the model's image for Qwen2.5-VL).
+PixelThink, `verl/utils/reward_score/seg_pixelthink.py`. They read the first `{[^}]+}` of the response as the released
+terms do, which is not how an answer is read that has to be segmented: a box counts where the points beside it are
+missing, `true` counts as 1, points may be numeric strings and lose their fractions. Whatever makes the released code
+raise gives 0. Coordinates are answer coordinates, thresholds are in their units (pixels of the model's image for
+Qwen2.5-VL).
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 from pixelthink.errors import UserError
-from pixelthink.geometry import Box, Point, Target, box_iou, point_in_box
+from pixelthink.geometry import Box, Point, Target, point_in_box
+from pixelthink.parsing import single_answer_json
 from pixelthink.rewards.base import RewardTerm
 from pixelthink.types import ScoringCase
 
 
-def box_l1(first: Box, second: Box) -> float:
+def released_box_iou(box: Sequence[float], target: Box) -> float:
+    """IoU with the +1 pixel convention; an intersection that is one pixel wide or high counts as none.
+
+    Args:
+        box: Predicted `(x1, y1, x2, y2)`.
+        target: The true one.
+
+    Raises:
+        ArithmeticError: a union of 0, or numbers too large for a float.
+    """
+    x1, y1 = max(box[0], target[0]), max(box[1], target[1])
+    x2, y2 = min(box[2], target[2]), min(box[3], target[3])
+    shared = (x2 - x1 + 1) * (y2 - y1 + 1) if x1 < x2 and y1 < y2 else 0
+    area, true_area = ((b[2] - b[0] + 1) * (b[3] - b[1] + 1) for b in (box, target))
+    return float(shared) / (area + true_area - shared)
+
+
+def box_l1(first: Sequence[float], second: Sequence[float]) -> float:
     """Mean absolute difference of the four coordinates, in the boxes' units."""
     return sum(abs(a - b) for a, b in zip(first, second, strict=True)) / 4
 
 
 def paired_point_distance(first: tuple[Point, Point], second: tuple[Point, Point]) -> float:
     """Mean Euclidean distance of two pairs of points under the better of both pairings."""
-    straight = math.dist(first[0], second[0]) + math.dist(first[1], second[1])
-    crossed = math.dist(first[0], second[1]) + math.dist(first[1], second[0])
+
+    def distance(a: Point, b: Point) -> float:
+        return math.sqrt((a[0] - b[0]) ** 2 + (a[1] - b[1]) ** 2)
+
+    straight = distance(first[0], second[0]) + distance(first[1], second[1])
+    crossed = distance(first[0], second[1]) + distance(first[1], second[0])
     return min(straight, crossed) / 2
 
 
@@ -38,8 +65,11 @@ class BoxIoU(RewardTerm):
 
     def __call__(self, case: ScoringCase) -> float:
         """The term's value for one response."""
-        target, box = single_target(case), case.answer.box_xyxy
-        return float(box is not None and box_iou(box, target.box_xyxy) > self.threshold)
+        target, box = single_target(case), _written_box(case)
+        try:
+            return float(box is not None and released_box_iou(box, target.box_xyxy) > self.threshold)
+        except ArithmeticError:
+            return 0.0
 
 
 class BoxL1(RewardTerm):
@@ -54,8 +84,11 @@ class BoxL1(RewardTerm):
 
     def __call__(self, case: ScoringCase) -> float:
         """The term's value for one response."""
-        target, box = single_target(case), case.answer.box_xyxy
-        return float(box is not None and box_l1(box, target.box_xyxy) < self.threshold)
+        target, box = single_target(case), _written_box(case)
+        try:
+            return float(box is not None and box_l1(box, target.box_xyxy) < self.threshold)
+        except ArithmeticError:
+            return 0.0
 
 
 class PointL1(RewardTerm):
@@ -70,10 +103,15 @@ class PointL1(RewardTerm):
 
     def __call__(self, case: ScoringCase) -> float:
         """The term's value for one response."""
-        target, box, points = single_target(case), case.answer.box_xyxy, case.answer.points_xy
-        if box is None or points is None or len(points) != 2 or not all(point_in_box(p, box) for p in points):
+        target, box = single_target(case), _written_box(case)
+        try:
+            data = single_answer_json(case.text) or {}
+            first, second = (_truncated(data[key]) for key in ("points_1", "points_2"))
+            if box is None or not (point_in_box(first, box) and point_in_box(second, box)):
+                return 0.0
+            return float(paired_point_distance((first, second), target.points_xy) < self.threshold)
+        except (LookupError, TypeError, ValueError, ArithmeticError):
             return 0.0
-        return float(paired_point_distance((points[0], points[1]), target.points_xy) < self.threshold)
 
 
 def single_target(case: ScoringCase) -> Target:
@@ -85,6 +123,19 @@ def single_target(case: ScoringCase) -> Target:
     if len(case.targets) != 1:
         raise UserError(f"sample {case.id}: a single-object reward needs exactly 1 target, found {len(case.targets)}")
     return case.targets[0]
+
+
+def _written_box(case: ScoringCase) -> Box | None:
+    """The four numbers of `bbox`, as the response has them; None where they are not four numbers."""
+    box = (single_answer_json(case.text) or {}).get("bbox")
+    if not isinstance(box, list) or len(box) != 4 or not all(isinstance(value, int | float) for value in box):
+        return None
+    return box[0], box[1], box[2], box[3]
+
+
+def _truncated(point: Any) -> Point:
+    """The first two entries of a list or text, each by `int()`."""
+    return int(point[0]), int(point[1])
 
 
 def _checked(owner: str, threshold: float) -> float:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from pixelthink.answering.segmenting import answered_objects, segmentation_request
+from pixelthink.answering.acceptance import checked_objects
 from pixelthink.errors import UserError
 from pixelthink.rewards.base import RewardTerm
 from pixelthink.segmenters.base import SegmentationRequest, Segmenter
@@ -57,11 +57,14 @@ class MaskIoU(RewardTerm):
             raise RuntimeError("MaskIoU.setup() has to come before the first response")
         make = self.segmenter.probabilities if self.soft else self.segmenter.segment
         found: list[float] = []
-        requests = [segmentation_request(p, case.answer) for p, case in zip(prompts, cases, strict=True)]
+        answered = [checked_objects(prompt, case.answer) for prompt, case in zip(prompts, cases, strict=True)]
+        requests = [
+            SegmentationRequest(prompt.sample.image, objects.objects, objects.points_per_object)
+            for prompt, objects in zip(prompts, answered, strict=True)
+        ]
         for portion in portions(requests):
             for mask in make(portion):
-                prompt, case = prompts[len(found)], cases[len(found)]
-                usable = answered_objects(prompt, case.answer).failure is None
+                prompt, usable = prompts[len(found)], answered[len(found)].failure is None
                 found.append(soft_iou(mask, prompt.sample.mask, prompt.sample.ignore) if usable else 0.0)
         return found
 

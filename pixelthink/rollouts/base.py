@@ -28,6 +28,9 @@ class SamplingConfig:
         temperature: Softmax temperature; 0 takes the most likely token.
         top_p: Nucleus: tokens beyond this cumulative probability are not sampled; 1 keeps all.
         top_k: Only the k most likely tokens are sampled; 0 keeps all.
+        repetition_penalty: Logits of tokens that the prompt or the completion already has are divided by this where
+            they are positive and multiplied where they are negative (CTRL, arXiv 1909.05858, as in transformers and
+            vLLM). None leaves it to the protocol in evaluation; in training it means none.
         uncertainty_top_k: Candidates per token from which the uncertainty is computed; the released code asks for 5.
     """
 
@@ -36,6 +39,7 @@ class SamplingConfig:
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0
+    repetition_penalty: float | None = None
     uncertainty_top_k: int = 5
 
     def __post_init__(self) -> None:
@@ -45,6 +49,8 @@ class SamplingConfig:
             raise ValueError("sampling: temperature and top_k must not be negative, top_p must lie in (0, 1]")
         if self.temperature == 0 and self.group_size > 1:
             raise ValueError("sampling: temperature 0 gives equal completions, so group_size must be 1")
+        if self.repetition_penalty is not None and not self.repetition_penalty > 0:
+            raise ValueError(f"sampling: repetition_penalty must be positive, got {self.repetition_penalty}")
         if self.uncertainty_top_k < 2:
             raise ValueError("sampling: uncertainty_top_k must be at least 2, the uncertainty is a top-2 margin")
 

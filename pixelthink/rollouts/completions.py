@@ -34,7 +34,7 @@ def make_completion(
     Raises:
         ValueError: no step has two log-probabilities, so that there is no uncertainty.
     """
-    text = backbone.processor.tokenizer.decode(list(token_ids[: len(token_ids) - stopped]))
+    text = backbone.processor.tokenizer.decode(list(token_ids[: len(token_ids) - stopped]), skip_special_tokens=True)
     return Completion(
         token_ids=tuple(token_ids),
         logprobs=tuple(logprobs),

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from pixelthink.rollouts.base import SamplingConfig
 from pixelthink.rollouts.group_cache import IDLE, GroupCache
-from pixelthink.rollouts.sampling import draw
+from pixelthink.rollouts.sampling import RepetitionPenalty, draw
 from pixelthink.timing import now
 
 if TYPE_CHECKING:
@@ -125,11 +125,13 @@ def decode_groups(
     slots = torch.arange(group, device=device).repeat(len(prompts), 1)
     batch = _Batch(torch.arange(len(prompts), device=device), slots, torch.zeros_like(slots), prefill.positions)
     logits = prefill.logits[:, None].expand(-1, group, -1)
+    repetition = RepetitionPenalty([p.token_ids for p in prompts], sampling, logits.shape[-1], device)
     for step in range(steps):
         live = batch.slots != IDLE
         members = (batch.rows[:, None] * group + batch.slots)[live]
         distribution = logits[live]
-        tokens = draw(distribution, forbidden, sampling, uniform[members, step])
+        tokens = draw(repetition.scores(members, distribution), forbidden, sampling, uniform[members, step])
+        repetition.add(members, tokens)
         result.record(members, step, distribution, tokens)
         stopped = torch.isin(tokens, stops)
         result.stopped[members] = stopped

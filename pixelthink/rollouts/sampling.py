@@ -2,10 +2,46 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
+from torch import device as Device
 
 from pixelthink.rollouts.base import SamplingConfig
+
+
+class RepetitionPenalty:
+    """Makes tokens less likely that the prompt or the completion has, see `SamplingConfig.repetition_penalty`.
+
+    Args:
+        prompts: Token ids of P prompts, int64 (L,) each.
+        sampling: Has penalty and group size.
+        vocabulary: Number of tokens V.
+        device: Of the logits.
+    """
+
+    def __init__(self, prompts: Sequence[Tensor], sampling: SamplingConfig, vocabulary: int, device: Device) -> None:
+        self.penalty = sampling.repetition_penalty or 1.0
+        self.seen: Tensor | None = None  # bool (P × group size, V)
+        if self.penalty != 1.0:
+            seen = torch.zeros(len(prompts), vocabulary, dtype=torch.bool, device=device)
+            for row, token_ids in zip(seen, prompts, strict=True):
+                row[token_ids.to(device)] = True
+            self.seen = seen.repeat_interleave(sampling.group_size, dim=0)
+
+    def scores(self, members: Tensor, logits: Tensor) -> Tensor:
+        """Logits (M, V) of the completions `members` (M,) under the penalty."""
+        if self.seen is None:
+            return logits
+        return torch.where(
+            self.seen[members], torch.where(logits > 0, logits / self.penalty, logits * self.penalty), logits
+        )
+
+    def add(self, members: Tensor, tokens: Tensor) -> None:
+        """The completions `members` (M,) have got the tokens (M,)."""
+        if self.seen is not None:
+            self.seen[members, tokens] = True
 
 
 def draw(logits: Tensor, forbidden: Tensor, sampling: SamplingConfig, uniform: Tensor) -> Tensor:

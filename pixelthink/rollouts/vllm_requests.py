@@ -94,6 +94,7 @@ def sampling_options(backbone: PolicyBackbone, sampling: SamplingConfig, seed: i
         "temperature": sampling.temperature,
         "top_p": sampling.top_p,
         "top_k": sampling.top_k,
+        "repetition_penalty": sampling.repetition_penalty or 1.0,
         "max_tokens": sampling.max_new_tokens,
         "seed": seed,
         "logprobs": sampling.uncertainty_top_k,

@@ -370,14 +370,19 @@ def test_greedy_answers_and_their_uncertainty_are_the_transformers_engines(
     engine, reference = engine_of(VLLMEngine, shared, backbone, policy), HFEngine()
     reference.setup(backbone, policy)
     synced(engine, backbone, policy).bring_up_to_date(0, batch)
-    greedy = SamplingConfig(1, 60, temperature=0.0)
-    pairs = zip(
-        engine.generate(batch, greedy, 0).completions, reference.generate(batch, greedy, 0).completions, strict=True
-    )
-    for found, expected in pairs:
-        assert found.token_ids == expected.token_ids
-        assert found.uncertainty == pytest.approx(expected.uncertainty, abs=1e-5)
-        assert (found.reasoning_tokens, found.answer_tokens) == (expected.reasoning_tokens, expected.answer_tokens)
+    answers = []
+    for penalty in (None, 1.05, 1.3):
+        greedy = SamplingConfig(1, 60, temperature=0.0, repetition_penalty=penalty)
+        pairs = zip(
+            engine.generate(batch, greedy, 0).completions, reference.generate(batch, greedy, 0).completions, strict=True
+        )
+        for found, expected in pairs:
+            assert found.token_ids == expected.token_ids
+            assert found.logprobs == pytest.approx(expected.logprobs, abs=1e-4)  # those of the model, without a penalty
+            assert found.uncertainty == pytest.approx(expected.uncertainty, abs=1e-5)
+            assert (found.reasoning_tokens, found.answer_tokens) == (expected.reasoning_tokens, expected.answer_tokens)
+            answers.append(found.token_ids)
+    assert len(set(answers)) > len(batch)  # a penalty changes answers
 
 
 def test_rewards_are_the_transformers_engines_within_sampling_error(

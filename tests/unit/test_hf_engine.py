@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -58,7 +59,7 @@ def rollout(policy: Any, batch: PromptBatch, sampling: SamplingConfig, seed: int
     return engine.generate(batch, sampling, seed)
 
 
-def generated(policy: Any, batch: PromptBatch, steps: int) -> list[list[int]]:
+def generated(policy: Any, batch: PromptBatch, steps: int, penalty: float = 1.0) -> list[list[int]]:
     """What transformers' own `generate` answers greedily."""
     backbone, model = policy
     answers = []
@@ -70,6 +71,7 @@ def generated(policy: Any, batch: PromptBatch, steps: int) -> list[list[int]]:
             pixel_values=prompt.pixel_values,
             image_grid_thw=prompt.image_grid,
             do_sample=False,
+            repetition_penalty=penalty,
             max_new_tokens=steps,
             eos_token_id=list(backbone.stop_token_ids),
             pad_token_id=backbone.processor.tokenizer.pad_token_id,
@@ -82,6 +84,17 @@ def generated(policy: Any, batch: PromptBatch, steps: int) -> list[list[int]]:
 def test_greedy_answers_are_those_of_transformers_generate(policy: Any, batch: PromptBatch) -> None:
     found = rollout(policy, batch, SamplingConfig(group_size=1, temperature=0.0, max_new_tokens=40))
     assert [list(c.token_ids) for c in found.completions] == generated(policy, batch, 40)
+
+
+def test_a_repetition_penalty_is_that_of_transformers_generate(policy: Any, batch: PromptBatch) -> None:
+    greedy = SamplingConfig(group_size=1, temperature=0.0, max_new_tokens=40)
+    plain = [list(c.token_ids) for c in rollout(policy, batch, greedy).completions]
+    for penalty in (1.05, 1.5, 0.8):
+        found = rollout(policy, batch, replace(greedy, repetition_penalty=penalty)).completions
+        assert [list(c.token_ids) for c in found] == generated(policy, batch, 40, penalty)
+        assert penalty == 1.05 or [list(c.token_ids) for c in found] != plain
+    with pytest.raises(ValueError, match="repetition_penalty must be positive"):
+        SamplingConfig(repetition_penalty=0.0)
 
 
 @pytest.mark.parametrize(

@@ -89,7 +89,7 @@ def test_a_steps_responses_embed_each_image_once(sam2: Path) -> None:
     for index, score in enumerate(output.scores):
         one = rollout().prompt_of(index)
         answer = parse_completion(RESPONSES[index % 3])
-        (mask,) = segment_answers([one], [completion("")], [answer], segmenter)
+        (mask,) = segment_answers([one], [completion("")], [answer], segmenter, "pixelthink")
         request = SegmentationRequest(one.sample.image, mask.objects)
         expected = soft_iou(segmenter.probabilities([request])[0], one.sample.mask) if mask.objects else 0.0
         assert score.parts["MaskIoU"] == pytest.approx(expected, abs=1e-6)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from PIL import Image
 
-from pixelthink.answering.segmenting import answered_objects
+from pixelthink.answering.acceptance import checked_objects
 from pixelthink.geometry import CoordinateFrame
 from pixelthink.parsing import parse_completion
 from pixelthink.types import Prompt, Sample
@@ -16,7 +16,7 @@ PROMPT = Prompt(Sample("a", IMAGE, "q"), (), IMAGE, CoordinateFrame((100, 50), (
 
 def found(box: list[int], first: list[int], second: list[int]):
     answer = f'{{"bbox": {box}, "points_1": {first}, "points_2": {second}}}'
-    return answered_objects(PROMPT, parse_completion(f"<think>x</think><answer>{answer}</answer>"))
+    return checked_objects(PROMPT, parse_completion(f"<think>x</think><answer>{answer}</answer>"))
 
 
 @pytest.mark.parametrize(

@@ -105,10 +105,10 @@ def test_refcocog840_rows_become_original_pixels(tmp_path: Path) -> None:
     assert samples[0].targets[0].points_xy[1] == pytest.approx((200 * 80 / 840, 150 * 40 / 840))
 
 
-def test_a_box_that_ends_on_the_image_border_is_moved_in(tmp_path: Path) -> None:
+def test_a_box_that_ends_at_840_stays_as_it_is_written(tmp_path: Path) -> None:
     edge = "<box>(0,0),(840,840)</box><points>(1,1),(840,2)</points>"
     sample = checked(RefCOCOg840(str(training_rows(tmp_path / "a.parquet", edge))))[0]
-    assert boxes(sample) == [(0.0, 0.0, 79.0, 39.0)]
+    assert boxes(sample) == [(0.0, 0.0, 80.0, 40.0)]  # 840 in answer coordinates, as the released reward compares it
 
 
 def test_the_layouts_of_a_table(tmp_path: Path) -> None:

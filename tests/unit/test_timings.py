@@ -77,7 +77,9 @@ def test_an_answer_takes_from_its_image_to_its_mask() -> None:
     cases = [case(ANSWER), case("nothing"), case(ANSWER)]
     prompts, completions = zip(*cases, strict=True)
     answers = [parse_completion(completion.text) for completion in completions]
-    timings = [prediction.timings for prediction in segment_answers(prompts, completions, answers, Sleepy())]
+    timings = [
+        prediction.timings for prediction in segment_answers(prompts, completions, answers, Sleepy(), "pixelthink")
+    ]
     assert timings[1] == Timings(3.5, 3.0, 4.0, 0.0)
     assert timings[1].total_ms == 10.5
     for found in (timings[0], timings[2]):
@@ -87,7 +89,7 @@ def test_an_answer_takes_from_its_image_to_its_mask() -> None:
 
 def test_what_nobody_measured_is_none_and_no_zero() -> None:
     prompt, completion = case(ANSWER, preparation_ms=None)
-    (prediction,) = segment_answers([prompt], [completion], [parse_completion(ANSWER)], Sleepy())
+    (prediction,) = segment_answers([prompt], [completion], [parse_completion(ANSWER)], Sleepy(), "pixelthink")
     assert prediction.timings.preparation_ms is None
     assert prediction.timings.total_ms is None
 

@@ -93,9 +93,9 @@ class VisionReasonerRows(TrainingRows):
 
 
 def _to_original(target: Target, frame: CoordinateFrame) -> Target:
-    """The target in the image's own pixels; what lies up to `BORDER` outside is moved in."""
+    """The target in the image's own pixels, as it is written: 840 stays 840; what lies up to `BORDER` before 0 is 0."""
     width, height = frame.model_size
     for x, y in (target.box_xyxy[:2], target.box_xyxy[2:], *target.points_xy):
         if not (-BORDER <= x <= width - 1 + BORDER and -BORDER <= y <= height - 1 + BORDER):
             raise FileError(f"solution: ({x:g}, {y:g}) is outside the {width} × {height} pixels it is written in")
-    return clip_target(frame.target_to_original(target), *frame.original_size)
+    return clip_target(frame.target_to_original(target), frame.original_size[0] + 1, frame.original_size[1] + 1)

@@ -37,7 +37,7 @@ class PredictionWriter(Callback):
     NAME is made of the sample's id. Masks are 0 and 255 at the image's own resolution, empty where the answer failed;
     overlays show mask, box and points on the image. A row holds `id, image, question, text, reasoning, answer` (the
     objects in pixels of the image), `mask` (COCO RLE), `failure, failure_detail, flaws, finish_reason,
-    reasoning_tokens, response_tokens, token_target` (what the prompt asked for), `timings` and the names of the `files`.
+    reasoning_tokens, response_tokens, token_target` (what the prompt asked for), `timings` and the names of `files`.
     Of an image that has vanished since the run began, or that cannot be read, there is a row without mask and files.
     Everything is on disk as soon as its batch is answered, the rows in `predictions.part-PROCESS.jsonl` until the end.
 

@@ -26,8 +26,8 @@ class TokenTargets:
         tokens: N of every prompt; None draws one for each sample, uniformly between `fewest` and `most`.
         fewest: Least number drawn.
         most: Largest number drawn.
-        seed: Of the drawing. What a sample draws is a function of the seed and its id alone: the same in every epoch, as
-            in L1's prepared data, after a resume, and on any number of processes.
+        seed: Of the drawing. What a sample draws is a function of the seed and its id alone: the same in every epoch,
+            as in L1's prepared data, after a resume, and on any number of processes.
     """
 
     rule: TargetRule = "exact"

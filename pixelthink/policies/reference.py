@@ -44,9 +44,7 @@ class FrozenCopy(Reference):
             nothing in bfloat16, as the released recipes keep their references.
     """
 
-    def __init__(
-        self, offload: bool = False, dtype: Literal["float32", "bfloat16", "float16"] | None = None
-    ) -> None:
+    def __init__(self, offload: bool = False, dtype: Literal["float32", "bfloat16", "float16"] | None = None) -> None:
         self.offload = offload
         self.dtype = dtype
 

@@ -108,7 +108,9 @@ class L1Reward(PixelThinkReward):
     ) -> None:
         super().__init__(length=length, **terms)
         if not correct or not set(correct) <= self.terms.keys():
-            raise UserError(f"L1Reward: correct must name terms among {', '.join(self.terms)}; got {', '.join(correct)}")
+            raise UserError(
+                f"L1Reward: correct must name terms among {', '.join(self.terms)}; got {', '.join(correct)}"
+            )
         self.correct = tuple(correct)
 
     def accuracy(self, parts: Mapping[str, float]) -> float:

@@ -24,7 +24,9 @@ RANGE = ["--data.prompt.target.fewest=10", "--data.prompt.target.most=60"]
 def test_a_prompt_carries_what_it_asks_for_to_the_reward_on_any_process() -> None:
     scenes = ShapeScenes(split="train", size=4, seed=1)
     batches = [
-        Collate(ShortPrompt(target=TARGETS), (112, 112), "pixels", rank, world)([scenes[i] for i in range(rank, 4, world)])
+        Collate(ShortPrompt(target=TARGETS), (112, 112), "pixels", rank, world)(
+            [scenes[i] for i in range(rank, 4, world)]
+        )
         for rank, world in ((0, 1), (0, 2), (1, 2))
     ]
     alone, first, second = ([prompt.token_target for prompt in batch.prompts] for batch in batches)

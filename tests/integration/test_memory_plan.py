@@ -80,7 +80,12 @@ def test_what_a_config_says_is_honoured() -> None:
 
 @pytest.mark.slow
 def test_known_sums_of_the_seven_billion_recipe() -> None:
-    arguments = ["--config", "configs/released/pixelthink_7b.yaml", "--trainer.strategy=auto", "--model.rollout=HFEngine"]
+    arguments = [
+        "--config",
+        "configs/released/pixelthink_7b.yaml",
+        "--trainer.strategy=auto",
+        "--model.rollout=HFEngine",
+    ]
     arguments += ["--model.policy.dtype=float32", "--model.sampling.max_new_tokens=8"]
     phase = plan_run(Run.of(arguments, 8), Machine(8, 80)).phases["update"]
     assert phase["weights"] / GIB == pytest.approx(8.292 * 4 * 1e9 / GIB, rel=0.001)

@@ -150,7 +150,9 @@ def test_baselines_for_real_models_have_words_of_their_own(monkeypatch: pytest.M
         layers = ["--config", "configs/eval/brief.yaml", "--config", "configs/eval/fixed_budget.yaml"]
         here = ["--trainer.accelerator=cpu", "--trainer.devices=1"]
         cli = PixelThinkCLI(args=["--config", f"configs/{run}.yaml", *layers, *here], run=False)
-        assert cli.datamodule.prompt.text("x").endswith("</answer> Be brief: keep the thinking process to one short sentence.")
+        assert cli.datamodule.prompt.text("x").endswith(
+            "</answer> Be brief: keep the thinking process to one short sentence."
+        )
         engine = cli.model.answerer._rollout
         assert isinstance(engine, FixedBudget)
         assert (engine.think_tokens, engine.closing) == (48, "</think><answer>")

@@ -72,7 +72,9 @@ def test_a_length_is_asked_for_after_everything_else() -> None:
     assert asked == TokenTarget(60)
     assert text == f"{PixelThinkPrompt().text('x')} Please. Think for 60 tokens."
     style = ShortPrompt(target=TokenTargets(rule="max", tokens=60))
-    assert style.messages("x", style.token_target("a"))[0]["content"][1]["text"] == "find x. Think for maximum 60 tokens."
+    assert (
+        style.messages("x", style.token_target("a"))[0]["content"][1]["text"] == "find x. Think for maximum 60 tokens."
+    )
     assert ShortPrompt().token_target("a") is None
 
 

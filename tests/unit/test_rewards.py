@@ -112,7 +112,7 @@ def test_l1_is_correct_or_not() -> None:
     strict = L1Reward(correct=("box_iou", "point_l1"), length=L1Max(alpha=0.01))
     assert strict.score(case(**known | {"token_target": TokenTarget(100, at_most=True)})).reward == pytest.approx(0.55)
     assert strict.score(case(no_points, **known | {"token_target": TokenTarget(100, at_most=True)})).reward == 0.0
-    with pytest.raises(UserError, match="correct must name terms among think_format, .*; got mask"):
+    with pytest.raises(UserError, match=r"correct must name terms among think_format, .*; got mask"):
         L1Reward(correct=("mask",))
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from pixelthink.cli.main import PixelThinkCLI
@@ -100,3 +101,18 @@ def test_recipes_for_qwen3_convert_pixels_to_thousandths() -> None:
     assert value_at(config, "model.reward.box_l1.threshold") == pytest.approx(10 * 1000 / 840, abs=0.05)
     assert value_at(config, "model.reward.points.threshold") == pytest.approx(100 * 1000 / 840, abs=0.05)
     assert value_at(config, "model.grpo.loss_aggregation") == "token-mean"
+
+
+def test_the_released_first_step_can_be_had() -> None:
+    """docs/deviations.md, 10: a learning rate of 0 in the first step, then constant."""
+    page = (ROOT / "docs/deviations.md").read_text(encoding="utf-8")
+    (options,) = re.findall(r"`(--model\.lr_scheduler=[^`]+)`", page)
+    cli = PixelThinkCLI(["--config", "configs/released/pixelthink_7b.yaml", *HERE, *options.split()], run=False)
+    weights = torch.nn.Linear(1, 1)
+    made = cli.model.learner.configure(weights)
+    rates = []
+    for _ in range(3):
+        rates.append(made["optimizer"].param_groups[0]["lr"])
+        made["optimizer"].step()
+        made["lr_scheduler"].step()
+    assert rates == [0.0, 1e-6, 1e-6]

@@ -16,6 +16,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from pixelthink.callbacks.graceful_stop import GracefulStop
 from pixelthink.callbacks.training_health import TrainingHealth
 from pixelthink.cli.layers import require_model, with_bases
 from pixelthink.cli.messages import constructor_errors, short_message
@@ -121,7 +122,11 @@ def main(args: Sequence[str] | None = None) -> None:
     watch = PeerWatch()
     try:
         load_components()
-        PixelThinkCLI(args=with_default_config(sys.argv[1:] if args is None else args), callbacks=[watch])
+        PixelThinkCLI(
+            args=with_default_config(sys.argv[1:] if args is None else args), callbacks=[watch, GracefulStop()]
+        )
+    except KeyboardInterrupt:  # before the first step
+        raise SystemExit(130) from None
     except Exception as error:
         if watch.peer_has_failed(0.0 if isinstance(error, USER_ERRORS) else PEER_NEWS_SECONDS):
             raise SystemExit(1) from None

@@ -100,9 +100,9 @@ class ResultFolder:
             else:
                 write_document(self.path / METRICS, metrics)
             remove_unused_thumbnails(self.path, {row["thumbnail"] for row in rows if row["thumbnail"]})
-            self._journal.remove()
             if self.report:
                 write_report(self.path / REPORT, read_run(self.path))
+            self._journal.remove()  # last: until then a full disk costs nothing
 
     @contextmanager
     def _naming_the_folder(self) -> Iterator[None]:

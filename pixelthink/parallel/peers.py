@@ -60,6 +60,11 @@ class PeerWatch(Callback):
             send(connection, FINISHED)
         self._connections = {}
 
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """A run that all processes end early has finished."""
+        if isinstance(exception, SystemExit):
+            self.teardown(trainer, pl_module, "")
+
     def peer_has_failed(self, timeout: float) -> bool:
         """Returns whether another process has failed, so that an error of this one is a consequence; reports it then.
 

@@ -4,7 +4,7 @@
 #   docker build -t pixelthink:gpu --build-arg VARIANT=gpu .                 # CUDA 13 and vLLM's CUDA build
 #   docker run --rm pixelthink
 #   docker run --rm --gpus all --shm-size 16g -v /data:/data -v $PWD/runs:/home/thinker/pixelthink/runs pixelthink:gpu \
-#       python -m pixelthink fit --config configs/pixelthink_7b.yaml
+#       python -m pixelthink fit --config configs/released/pixelthink_7b.yaml
 #
 # Layers go from what changes least to what changes most: a change of the code installs nothing anew. CUDA's libraries
 # come with torch's wheels, so both variants start from the same small image and only the driver is the host's.

@@ -110,6 +110,19 @@ class Timings:
 
 
 @dataclass(frozen=True)
+class TokenTarget:
+    """How many tokens a prompt asks the response to have (L1, arXiv 2503.04697).
+
+    Attributes:
+        tokens: That many.
+        at_most: Fewer are as welcome ("Think for maximum N tokens."); else exactly so many ("Think for N tokens.").
+    """
+
+    tokens: int
+    at_most: bool = False
+
+
+@dataclass(frozen=True)
 class Prompt:
     """A sample made ready for a model.
 
@@ -123,6 +136,7 @@ class Prompt:
         response_start: What the response is made to begin with; the model goes on from there. `Completion.text` has
             only what it added.
         answer_style: Form of the answer that the messages ask for, see `pixelthink.parsing.parse_completion`.
+        token_target: Length of the response that the messages ask for; None where they ask for none.
     """
 
     sample: Sample
@@ -133,6 +147,7 @@ class Prompt:
     preparation_ms: float | None = field(default=None, compare=False)
     response_start: str = ""
     answer_style: str = "single"
+    token_target: TokenTarget | None = None
 
 
 @dataclass(frozen=True)
@@ -228,6 +243,8 @@ class ScoringCase:
         uncertainty: In [0, 1], or None where nobody measured it.
         reasoning_tokens: Tokens inside `<think>`, or None where nobody counted them.
         prompt: The question with its image, true mask and frame; None for a logged response, which has only text.
+        response_tokens: Tokens of the whole response, the end token included, or None where nobody counted them.
+        token_target: Length that the prompt asked for, or None where it asked for none.
     """
 
     id: str
@@ -238,6 +255,8 @@ class ScoringCase:
     uncertainty: float | None = None
     reasoning_tokens: int | None = None
     prompt: Prompt | None = None
+    response_tokens: int | None = None
+    token_target: TokenTarget | None = None
 
 
 @dataclass(frozen=True)

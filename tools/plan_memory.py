@@ -1,13 +1,14 @@
-"""Says what a run would hold on each GPU, whether that fits, and what would make it fit. Downloads nothing.
+r"""Says what a run would hold on each GPU, whether that fits, and what would make it fit. Downloads nothing.
 
-    python tools/plan_memory.py --config configs/pixelthink_7b.yaml --gpus 8 --gpu_memory 80
+    python tools/plan_memory.py --config configs/released/pixelthink_7b.yaml --gpus 8 --gpu_memory 80
     python tools/plan_memory.py --config configs/qlora_24gb.yaml --gpus 1 --gpu_memory 24 --response_tokens 400
 
 A training step is taken with shapes only, by the code that trains: every tensor is counted while it lives. The model's
 dimensions come from its folder's config.json, or from what its authors published. Completions are as long as they may
 become unless `--response_tokens` says otherwise. Options of the run can follow, as for `python -m pixelthink fit`:
 
-    python tools/plan_memory.py --config configs/pixelthink_7b.yaml --gpus 8 --gpu_memory 80 --model.grpo.kl_coef=0
+    python tools/plan_memory.py --config configs/released/pixelthink_7b.yaml --gpus 8 --gpu_memory 80 \
+        --model.grpo.kl_coef=0
 
 Exit code 0 where the run fits, 1 where it does not, 2 with one line where something is wrong with the call.
 """

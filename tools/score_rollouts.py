@@ -4,8 +4,9 @@
     python tools/score_rollouts.py --config configs/reward/token_budget.yaml --reward.init_args.length.easy_budget=24 …
 
 A row of the input holds `id`, `response`, `solution` and, where the reward asks for them, `difficulty` (1 to 10),
-`uncertainty` (0 to 1), `reasoning_token_count`, `length_mode`; other keys are ignored. A row of the output holds `id`,
-`parts`, `length_used`, `length_budget`, `length_score`, `reward`. A row's `length_mode` overrides the configuration's.
+`uncertainty` (0 to 1), `reasoning_token_count`, `length_mode`, for L1 `response_token_count` and `token_target` (the
+tokens asked for; negative: at most so many); other keys are ignored. A row of the output holds `id`, `parts`,
+`length_used`, `length_budget`, `length_score`, `reward`. A row's `length_mode` overrides the configuration's.
 `solution` is `<box>(x1,y1),(x2,y2)</box><points>(x,y),(x,y)</points>`, or for multi-object rewards
 `[{"bbox_2d": […], "point_2d": […]}, …]` as text or as a list.
 

@@ -37,9 +37,9 @@ class PredictionWriter(Callback):
     NAME is made of the sample's id. Masks are 0 and 255 at the image's own resolution, empty where the answer failed;
     overlays show mask, box and points on the image. A row holds `id, image, question, text, reasoning, answer` (the
     objects in pixels of the image), `mask` (COCO RLE), `failure, failure_detail, flaws, finish_reason,
-    reasoning_tokens, timings` and the names of the `files`. Of an image that has vanished since the run began, or that
-    cannot be read, there is a row without mask and files. Everything is on disk as soon as its batch is answered, the
-    rows in `predictions.part-PROCESS.jsonl` until the end.
+    reasoning_tokens, response_tokens, token_target` (what the prompt asked for), `timings` and the names of `files`.
+    Of an image that has vanished since the run began, or that cannot be read, there is a row without mask and files.
+    Everything is on disk as soon as its batch is answered, the rows in `predictions.part-PROCESS.jsonl` until the end.
 
     Args:
         path: Folder to write to; made where it is missing.
@@ -148,6 +148,8 @@ def prediction_row(prediction: Prediction) -> dict[str, Any]:
         "flaws": list(prediction.flaws),
         "finish_reason": completion.finish_reason,
         "reasoning_tokens": completion.reasoning_tokens,
+        "response_tokens": len(completion.token_ids),
+        "token_target": None if (asked := prediction.prompt.token_target) is None else asdict(asked),
         "timings": asdict(prediction.timings),
     }
 

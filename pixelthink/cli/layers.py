@@ -1,9 +1,10 @@
-"""Configs that build on others: `base: pixelthink_7b.yaml` at the top of a YAML file, beside what it changes."""
+"""Configs that build on others: `base: tiny.yaml` at the top of a YAML file, beside what it changes."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,29 @@ def files_of(path: str | Path, above: Sequence[Path] = ()) -> Iterator[Path]:
     for base in bases_of(file):
         yield from files_of(file.parent / base, [*above, file.resolve()])
     yield file
+
+
+def require_model(args: Sequence[str]) -> None:
+    """Refuses a command line whose configs are layers only.
+
+    Args:
+        args: As `with_bases` returns them.
+
+    Raises:
+        UserError: no config names a class of model, nor does an option; one line that names the first config.
+    """
+    files = [Path(value) for option, value in pairwise(args) if option == "--config"]
+    options = {option.split("=")[0] for option in args}
+    asked = options & {"--model", "--model.class_path", "-h", "--help"}
+    if files and not asked and not any(_names_a_model(read_yaml(file)) for file in files):
+        run = f"--config configs/tiny.yaml --config {files[0]}"
+        raise UserError(f"--config: {files[0]} is a layer, it names no model: put a run's config before it, e.g. {run}")
+
+
+def _names_a_model(value: dict[str, Any]) -> bool:
+    """Whether a config says which class the model is, at its top or under a subcommand."""
+    models = [part.get("model") for part in (value, *value.values()) if isinstance(part, dict)]
+    return any(isinstance(model, str) or (isinstance(model, dict) and "class_path" in model) for model in models)
 
 
 def bases_of(file: Path) -> list[str]:

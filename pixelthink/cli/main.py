@@ -18,7 +18,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from pixelthink.callbacks.graceful_stop import GracefulStop
 from pixelthink.callbacks.training_health import TrainingHealth
-from pixelthink.cli.layers import with_bases
+from pixelthink.cli.layers import require_model, with_bases
 from pixelthink.cli.messages import constructor_errors, short_message
 from pixelthink.cli.registry import load_components
 from pixelthink.data.datamodule import PromptData
@@ -83,7 +83,9 @@ class PixelThinkCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parses the list that `main` made of the command line."""
         assert isinstance(args, list)
-        self.config = parser.parse_args(with_bases(args))
+        laid_out = with_bases(args)
+        require_model(laid_out)
+        self.config = parser.parse_args(laid_out)
         (self.config.get(self.config.get("subcommand") or "") or self.config).base = None  # has been laid below
 
     def _parse_ckpt_path(self) -> None:

@@ -47,8 +47,9 @@ class Collate:
             image = image.resize(self.image_size, Image.Resampling[self.resize.upper()])
         milliseconds = (now() - started) * 1000
         targets = tuple(frame.target_to_answer(target) for target in sample.targets)
-        messages, answer_style = self.style.messages(sample.question), self.style.answer_style
-        return Prompt(sample, messages, image, frame, targets, milliseconds, answer_style=answer_style)
+        style, asked = self.style, self.style.token_target(sample.id)
+        words = style.messages(sample.question, asked)
+        return Prompt(sample, words, image, frame, targets, milliseconds, "", style.answer_style, asked)
 
     def __call__(self, samples: Sequence[Sample]) -> PromptBatch:
         places = tuple(self.rank + self.world_size * i for i in range(len(samples)))

@@ -27,7 +27,8 @@ class EpochSampler(Sampler[list[int]]):
     Attributes:
         length: Number of samples.
         batch_size: Samples per batch over all processes.
-        seed: Seed of the order.
+        seed: Seed of the order. The first epoch's is that of torch's `RandomSampler` with a generator of this seed, so
+            that a released recipe's seed gives its order (`verl/trainer/ray_trainer.py`).
         shuffle: Draw a new order every epoch, or keep the source's.
         drop_last: Leave the incomplete last batch out.
         rank: This process.
@@ -74,7 +75,7 @@ class EpochSampler(Sampler[list[int]]):
     def __iter__(self) -> Iterator[list[int]]:
         order = list(range(self.length))
         if self.shuffle:
-            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+            generator = torch.Generator().manual_seed(self.seed + self.epoch * 1_000_003)
             order = torch.randperm(self.length, generator=generator).tolist()
         first, self.first_batch = self.first_batch, 0
         for index in range(first, len(self)):

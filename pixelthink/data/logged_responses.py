@@ -14,14 +14,15 @@ from pixelthink.geometry import Target
 from pixelthink.parsing import parse_completion
 from pixelthink.rewards.base import Reward
 from pixelthink.rewards.length import known_length_mode
-from pixelthink.types import Score, ScoringCase
+from pixelthink.types import Score, ScoringCase, TokenTarget
 
 
 class LoggedResponses:
     """Scores rows with `id`, `response`, `solution` and what else the reward asks for.
 
-    That may be `difficulty` (1 to 10), `uncertainty` (0 to 1) and `reasoning_token_count`. A row's `length_mode`
-    (`response_words` or `reasoning_tokens`) overrides the reward's own. Other keys are ignored.
+    That may be `difficulty` (1 to 10), `uncertainty` (0 to 1), `reasoning_token_count`, `response_token_count` and
+    `token_target`, the tokens that the prompt asked for, negative where it asked for at most so many (as L1 writes it).
+    A row's `length_mode` (`response_words` or `reasoning_tokens`) overrides the reward's own. Other keys are ignored.
 
     Args:
         reward: How responses are scored.
@@ -67,9 +68,7 @@ def scoring_case(row: Mapping[str, Any], style: str) -> ScoringCase:
     response = row["response"]
     if not isinstance(response, str):
         raise UserError(f"response must be a text, got {type(response).__name__}")
-    tokens = number_of(row, "reasoning_token_count")
-    if tokens is not None and tokens != int(tokens):
-        raise UserError(f"reasoning_token_count must be a whole number, got {tokens}")
+    target = whole_number_of(row, "token_target")
     return ScoringCase(
         id=str(row["id"]),
         text=response,
@@ -77,7 +76,9 @@ def scoring_case(row: Mapping[str, Any], style: str) -> ScoringCase:
         targets=targets_of(row["solution"], style),
         difficulty=number_of(row, "difficulty"),
         uncertainty=number_of(row, "uncertainty"),
-        reasoning_tokens=None if tokens is None else int(tokens),
+        reasoning_tokens=whole_number_of(row, "reasoning_token_count"),
+        response_tokens=whole_number_of(row, "response_token_count"),
+        token_target=None if target is None else TokenTarget(abs(target), at_most=target < 0),
     )
 
 
@@ -100,6 +101,16 @@ def number_of(row: Mapping[str, Any], key: str) -> float | None:
     if not abs(value) < math.inf:
         raise UserError(f"{key} must be finite, got {value}")
     return value
+
+
+def whole_number_of(row: Mapping[str, Any], key: str) -> int | None:
+    """A whole number of the row; None where it is absent or null."""
+    value = number_of(row, key)
+    if value is None:
+        return None
+    if value != int(value):
+        raise UserError(f"{key} must be a whole number, got {value}")
+    return int(value)
 
 
 def scored_row(row: Mapping[str, Any], score: Score) -> dict[str, Any]:

@@ -65,6 +65,7 @@ def sample_row(prediction: Prediction, measured: Measured | None, thumbnail: str
         "reasoning_tokens": completion.reasoning_tokens,
         "answer_tokens": completion.answer_tokens,
         "response_tokens": len(completion.token_ids),
+        "token_target": None if (asked := prediction.prompt.token_target) is None else asdict(asked),
         "words": len(completion.text.split()),
         "uncertainty": completion.uncertainty,
         "timings": asdict(prediction.timings),

@@ -16,7 +16,7 @@ LossAggregation = Literal["token-mean", "seq-mean-token-mean", "seq-mean-token-s
 
 @dataclass(frozen=True)
 class GRPOConfig:
-    """Constants of the algorithm; the defaults are those of PixelThink's released 7B script.
+    """Constants of the algorithm; the defaults are those of PixelThink's released 7B script, but for the loss average.
 
     Attributes:
         clip: Half-width of the trust region of the probability ratio.

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Literal
 
+import torch
 from torch import nn
 
 from pixelthink.errors import UserError
@@ -39,13 +40,19 @@ class FrozenCopy(Reference):
 
     Args:
         offload: Keep it in the CPU's memory and move it to the policy's device for its pass in each step.
+        dtype: Precision of its weights; None takes the policy's. Weights that come from a bfloat16 checkpoint lose
+            nothing in bfloat16, as the released recipes keep their references.
     """
 
-    def __init__(self, offload: bool = False) -> None:
+    def __init__(self, offload: bool = False, dtype: Literal["float32", "bfloat16", "float16"] | None = None) -> None:
         self.offload = offload
+        self.dtype = dtype
 
     def build(self, backbone: PolicyBackbone, policy: nn.Module) -> nn.Module | None:
         self._copy = self._load(backbone, policy).eval().requires_grad_(False)
+        if self.dtype is not None:
+            for parameter in self._copy.parameters():  # and not the buffers: rotary frequencies stay as they are
+                parameter.data = parameter.data.to(getattr(torch, self.dtype))
         return None if self.offload else self._copy
 
     def _load(self, backbone: PolicyBackbone, policy: nn.Module) -> nn.Module:

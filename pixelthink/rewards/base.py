@@ -56,11 +56,13 @@ class LengthResult:
         score: Factor for the accuracy, in [0, 1] for most rules; see `LengthScore.combine`.
         used: Words or tokens that the rule counted; None where it does not look at length.
         budget: Words or tokens that the response may use; None where it has no budget.
+        added: Whether the score is to be added to the accuracy; else it is a factor of it.
     """
 
     score: float
     used: int | None = None
     budget: float | None = None
+    added: bool = False
 
 
 class LengthScore(ABC):
@@ -75,9 +77,9 @@ class LengthScore(ABC):
                 sample.
         """
 
-    def combine(self, accuracy: float, length_score: float) -> float:
-        """The reward from the sum of the terms and the length score: their product (PixelThink, released reward)."""
-        return length_score * accuracy
+    def combine(self, accuracy: float, length: LengthResult) -> float:
+        """The reward from the accuracy and the length score: their product (PixelThink, released reward) or sum."""
+        return accuracy + length.score if length.added else length.score * accuracy
 
 
 class Reward(ABC):
@@ -114,4 +116,6 @@ class Reward(ABC):
             uncertainty=completion.uncertainty,
             reasoning_tokens=completion.reasoning_tokens,
             prompt=prompt,
+            response_tokens=len(completion.token_ids),
+            token_target=prompt.token_target,
         )

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from jsonargparse import lazy_instance
 
 from pixelthink.components import resolved
+from pixelthink.errors import UserError
 from pixelthink.rewards.base import LengthScore, Reward, RewardTerm
 from pixelthink.rewards.format import AnswerFormat, ThinkFormat
-from pixelthink.rewards.length import ReleasedBudget
+from pixelthink.rewards.length import L1Exact, ReleasedBudget
 from pixelthink.rewards.localization import BoxIoU, BoxL1, PointL1
 from pixelthink.rewards.terms import named_terms, set_up, values_of
 from pixelthink.segmenters.base import Segmenter
@@ -66,13 +68,51 @@ class PixelThinkReward(Reward):
         """Scores of a step's responses, term by term."""
         return [self._combined(case, parts) for case, parts in zip(cases, values_of(self.terms, cases), strict=True)]
 
+    def accuracy(self, parts: Mapping[str, float]) -> float:
+        """What the length score is combined with, from the terms of one response."""
+        return sum(parts.values())
+
     def _combined(self, case: ScoringCase, parts: Mapping[str, float]) -> Score:
         """The reward of one response from its terms and its length."""
         length = self.length(case)
         return Score(
-            reward=self.length.combine(sum(parts.values()), length.score),
+            reward=self.length.combine(self.accuracy(parts), length),
             parts=parts,
             length_used=length.used,
             length_budget=length.budget,
             length_score=length.score,
         )
+
+
+class L1Reward(PixelThinkReward):
+    """L1's reward (arXiv 2503.04697, `math_reward.py` of cmu-l3/l1): a response is correct, 1, or it is not, 0, and its
+    length adds to that or scales it, see `L1Exact` and `L1Max`.
+
+    In L1 a mathematician's answer is correct or not. Here a response is correct where all terms of `correct` are 1.
+
+    Args:
+        correct: Names of these terms. By default both formats, without which L1 calls a response wrong, and a box whose
+            IoU with the true one is over 0.5.
+        length: How the length counts.
+        terms: The terms, as of `PixelThinkReward`; those that are not in `correct` are logged only.
+
+    Raises:
+        UserError: there is no such term.
+    """
+
+    def __init__(
+        self,
+        correct: tuple[str, ...] = ("think_format", "answer_format", "box_iou"),
+        length: LengthScore = lazy_instance(L1Exact),
+        **terms: Any,
+    ) -> None:
+        super().__init__(length=length, **terms)
+        if not correct or not set(correct) <= self.terms.keys():
+            raise UserError(
+                f"L1Reward: correct must name terms among {', '.join(self.terms)}; got {', '.join(correct)}"
+            )
+        self.correct = tuple(correct)
+
+    def accuracy(self, parts: Mapping[str, float]) -> float:
+        """1 where all that makes a response correct is 1, else 0."""
+        return float(all(parts[name] == 1.0 for name in self.correct))

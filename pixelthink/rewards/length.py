@@ -10,7 +10,7 @@ from typing import Literal, get_args
 
 from pixelthink.errors import UserError
 from pixelthink.rewards.base import LengthResult, LengthScore
-from pixelthink.types import ScoringCase
+from pixelthink.types import ScoringCase, TokenTarget
 
 LengthMode = Literal["response_words", "reasoning_tokens"]
 """What a length rule counts: white-space separated words of the whole response, or tokens inside `<think>`."""
@@ -20,7 +20,7 @@ def l1_exact(used_tokens: float, target_tokens: float, alpha: float) -> float:
     """L1 (LCPO-Exact): −α·|used − target|, at most 0.
 
     Args:
-        used_tokens: Tokens of reasoning written.
+        used_tokens: Tokens written.
         target_tokens: Tokens asked for.
         alpha: Loss per token.
     """
@@ -31,7 +31,7 @@ def l1_max(used_tokens: float, target_tokens: float, alpha: float) -> float:
     """L1 (LCPO-Max): (clip(−α·(used − target), −1, 1) + 1) / 2, from 0 to 1; one half exactly on target.
 
     Args:
-        used_tokens: Tokens of reasoning written.
+        used_tokens: Tokens written.
         target_tokens: Tokens asked for.
         alpha: Loss per token.
     """
@@ -201,57 +201,67 @@ class TokenBudget(LengthScore):
 
 
 class L1Exact(LengthScore):
-    """L1 (LCPO-Exact): reasoning should have exactly the target's length; score −α·|used − target|, at most 0.
+    """L1 (LCPO-Exact): the response should have as many tokens as the prompt asks for; score −α·|used − target| ≤ 0.
+
+    Counted is the whole response with its end token, as in L1's `main_ppo.py`. The prompt asks where
+    `data.prompt.target` is set.
 
     Args:
-        target_tokens: Tokens of reasoning aimed at.
+        target_tokens: Tokens aimed at where the prompt asks for no number; None makes that an error.
         alpha: Loss per token.
         additive: Whether the score is added to the accuracy; else the reward is accuracy · max(0, score), which for
             this rule is 0 throughout.
     """
 
-    def __init__(self, target_tokens: float = 100.0, alpha: float = 0.0003, additive: bool = True) -> None:
+    def __init__(self, target_tokens: int | None = None, alpha: float = 0.0003, additive: bool = True) -> None:
         self.target_tokens = target_tokens
         self.alpha = alpha
         self.additive = additive
 
     def __call__(self, case: ScoringCase) -> LengthResult:
-        """Counts tokens inside `<think>`; raises UserError where nobody counted them."""
-        used = _reasoning_tokens(case)
-        return LengthResult(l1_exact(used, self.target_tokens, self.alpha), used, self.target_tokens)
+        """Raises UserError where nobody counted the response's tokens or said how many there should be."""
+        used, target = _response_tokens(case), _token_target(case, self.target_tokens, at_most=False)
+        return LengthResult(l1_exact(used, target.tokens, self.alpha), used, target.tokens, self.additive)
 
-    def combine(self, accuracy: float, length_score: float) -> float:
+    def combine(self, accuracy: float, length: LengthResult) -> float:
         """Accuracy and score, added or multiplied as L1 does it."""
-        return _l1_combine(accuracy, length_score, self.additive)
+        return _l1_combine(accuracy, length)
 
 
 class L1Max(LengthScore):
-    """L1 (LCPO-Max): reasoning should not exceed the target; score (clip(−α·(used − target), −1, 1) + 1) / 2.
+    """L1 (LCPO-Max): the response should have at most the target's tokens; (clip(−α·(used − target), −1, 1) + 1) / 2.
+
+    L1-Max is trained on prompts of both kinds. A prompt that asks for an exact number is scored by `l1_exact`, which is
+    added to the accuracy (the paper's dual objective; L1's code would multiply both kinds by one switch, and every
+    exact prompt would earn 0).
 
     Args:
-        target_tokens: Tokens of reasoning aimed at.
+        target_tokens: Most tokens wanted where the prompt asks for no number; None makes that an error.
         alpha: Loss per token.
-        multiplicative: Whether the reward is accuracy · max(0, score); else the score is added to the accuracy.
+        multiplicative: Whether the reward is accuracy · score; else the score is added to the accuracy.
     """
 
-    def __init__(self, target_tokens: float = 100.0, alpha: float = 0.0003, multiplicative: bool = True) -> None:
+    def __init__(self, target_tokens: int | None = None, alpha: float = 0.0003, multiplicative: bool = True) -> None:
         self.target_tokens = target_tokens
         self.alpha = alpha
         self.multiplicative = multiplicative
 
     def __call__(self, case: ScoringCase) -> LengthResult:
-        """Counts tokens inside `<think>`; raises UserError where nobody counted them."""
-        used = _reasoning_tokens(case)
-        return LengthResult(l1_max(used, self.target_tokens, self.alpha), used, self.target_tokens)
+        """Raises UserError where nobody counted the response's tokens or said how many there should be."""
+        used, target = _response_tokens(case), _token_target(case, self.target_tokens, at_most=True)
+        if not target.at_most:
+            return LengthResult(l1_exact(used, target.tokens, self.alpha), used, target.tokens, added=True)
+        score = l1_max(used, target.tokens, self.alpha)
+        return LengthResult(score, used, target.tokens, added=not self.multiplicative)
 
-    def combine(self, accuracy: float, length_score: float) -> float:
+    def combine(self, accuracy: float, length: LengthResult) -> float:
         """Accuracy and score, added or multiplied as L1 does it."""
-        return _l1_combine(accuracy, length_score, additive=not self.multiplicative)
+        return _l1_combine(accuracy, length)
 
 
-def _l1_combine(accuracy: float, length_score: float, additive: bool) -> float:
+def _l1_combine(accuracy: float, length: LengthResult) -> float:
     """L1 (LCPO): accuracy + score, or accuracy · max(0, score)."""
-    return accuracy + length_score if additive else max(0.0, length_score) * accuracy
+    return accuracy + length.score if length.added else max(0.0, length.score) * accuracy
 
 
 def known_length_mode(mode: str) -> LengthMode:
@@ -288,6 +298,26 @@ def _within(case: ScoringCase, name: str, value: float, low: float, high: float)
     if not low <= value <= high:
         raise UserError(f"sample {case.id}: {name} must lie in [{low}, {high}], got {value}")
     return value
+
+
+def _response_tokens(case: ScoringCase) -> int:
+    if case.response_tokens is None:
+        raise UserError(
+            f"sample {case.id}: no count of response tokens, which L1 needs: the row has no 'response_token_count'"
+        )
+    return case.response_tokens
+
+
+def _token_target(case: ScoringCase, otherwise: int | None, at_most: bool) -> TokenTarget:
+    """What the prompt asked for, else a rule's own number."""
+    if case.token_target is not None:
+        return case.token_target
+    if otherwise is None:
+        raise UserError(
+            f"sample {case.id}: the prompt asks for no number of tokens, which L1 needs: set data.prompt.target (see "
+            "configs/reward/l1_exact.yaml), or model.reward.length.target_tokens"
+        )
+    return TokenTarget(otherwise, at_most)
 
 
 def _reasoning_tokens(case: ScoringCase) -> int:

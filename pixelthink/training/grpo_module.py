@@ -1,15 +1,17 @@
 """GRPO for reasoning segmentation, on one screen: see `GRPOModule.training_step`.
 
-Deviations from the released PixelThink code (and the paper, which leaves these open):
+What it computes otherwise than the released PixelThink code; docs/deviations.md says why, and lists the smaller ones.
+In brackets is the option that restores the released behaviour, or "-" where there is none.
 
-1. The loss is averaged over all completion tokens of a minibatch, on all processes. Released, each micro-batch of one
-   completion has its own token mean: `grpo.loss_aggregation=seq-mean-token-mean`, here for any split and processes.
-2. With one minibatch per rollout the old log-probabilities are the current ones, detached: the ratio is 1 either way
-   and one forward is saved.
-3. A missing difficulty or uncertainty stops the run and names the sample; released, they become 3.0 and 0.
-4. Image and video placeholder tokens cannot be sampled; released, they can, and crash the next forward.
-5. Each step samples under its own seed, a function of the run's seed and the step, and each prompt by its place in the
-   step's batch, so that a resumed run and one on another number of processes sees the same completions.
+1. The loss is a mean over tokens, not over responses of token means [grpo.loss_aggregation=seq-mean-token-mean].
+2. With one update a rollout the old log-probabilities are the current ones, detached [grpo.minibatches from 2 on].
+3. A group of equal rewards, or of one, has advantages of exactly 0 [-].
+4. Log-probabilities and entropy are at temperature 1, summed in float32 [-; the released recipes sample at 1].
+5. The first step's learning rate is not 0 [model.lr_scheduler, a warm-up of 1 step].
+6. The reference has the policy's precision [reference.dtype=bfloat16]; nothing leaves the GPUs between phases [-].
+7. A missing difficulty or uncertainty stops the run and names the sample; released, they become 3.0 and 0 [-].
+8. Image placeholders cannot be sampled, prompts are not cut, steps that are not finite are left out [-].
+9. Sampling and order of the samples are functions of seed, step and epoch alone [-; the first epoch's order agrees].
 """
 
 from __future__ import annotations

@@ -80,11 +80,20 @@ def test_what_a_config_says_is_honoured() -> None:
 
 @pytest.mark.slow
 def test_known_sums_of_the_seven_billion_recipe() -> None:
-    arguments = ["--config", "configs/pixelthink_7b.yaml", "--trainer.strategy=auto", "--model.rollout=HFEngine"]
+    arguments = [
+        "--config",
+        "configs/released/pixelthink_7b.yaml",
+        "--trainer.strategy=auto",
+        "--model.rollout=HFEngine",
+    ]
     arguments += ["--model.policy.dtype=float32", "--model.sampling.max_new_tokens=8"]
     phase = plan_run(Run.of(arguments, 8), Machine(8, 80)).phases["update"]
     assert phase["weights"] / GIB == pytest.approx(8.292 * 4 * 1e9 / GIB, rel=0.001)
-    trained = 8.292e9 - 0.6766e9  # the vision tower is frozen
+    assert phase["optimizer"] / GIB == pytest.approx(8.292e9 * 8 / GIB, rel=0.001)  # nothing is frozen
+    assert phase["reference"] / GIB == pytest.approx(8.292e9 * 2 / GIB, rel=0.001)  # in bfloat16
+    frozen = ["--config", "configs/pixelthink_7b_frozen_tower.yaml", *arguments[2:]]
+    trained = 8.292e9 - 0.6766e9
+    phase = plan_run(Run.of(frozen, 8), Machine(8, 80)).phases["update"]
     assert phase["optimizer"] / GIB == pytest.approx(trained * 8 / GIB, rel=0.001)
 
 

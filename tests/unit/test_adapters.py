@@ -169,6 +169,20 @@ def test_a_quantised_copy_is_near_the_start(bits: Any, layer: str, error: float,
     assert 0 < difference < error
 
 
+def test_a_copy_in_bfloat16_rounds_the_weights_and_nothing_else(tiny_policy_path: Path, case: Case) -> None:
+    backbone = Qwen25VL(str(tiny_policy_path), dtype="float32")
+    model = backbone.load_model()
+    reference = FrozenCopy(dtype="bfloat16")
+    copy: Any = reference.build(backbone, model)
+    assert {p.dtype for p in copy.parameters()} == {torch.bfloat16}
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    buffers = dict(model.named_buffers())
+    assert all(torch.equal(buffer, buffers[name]) for name, buffer in copy.named_buffers())
+    with reference.weights(model) as frozen:
+        difference = (score(backbone, frozen, case) - score(backbone, model, case)).abs().max()
+    assert 0 < difference < 0.1
+
+
 def test_an_exported_adapter_can_be_continued(tiny_policy_path: Path, tmp_path: Path, case: Case) -> None:
     backbone, model = load(tiny_policy_path)
     backbone.save(model, tmp_path, "adapter")

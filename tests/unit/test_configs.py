@@ -6,22 +6,24 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from pixelthink.cli.layers import read_yaml, reward_of, with_bases
 from pixelthink.cli.main import PixelThinkCLI, one_line
 from pixelthink.cli.registry import load_components
+from pixelthink.data.prompts import TokenTargets
 from pixelthink.errors import UserError
 from pixelthink.rewards.base import Reward
+from pixelthink.types import TokenTarget
 from tests.support import ROOT
 from tools.score_rollouts import build_parser as reward_parser
 
-RUNS = sorted(ROOT.glob("configs/*.yaml"))
+RUNS = [*sorted(ROOT.glob("configs/*.yaml")), *sorted(ROOT.glob("configs/released/*.yaml"))]
 ROLLOUTS = sorted(ROOT.glob("configs/rollout/*.yaml"))
 EVALUATIONS = sorted(ROOT.glob("configs/eval/*.yaml"))
 REWARDS = sorted(ROOT.glob("configs/reward/*.yaml"))
 FILES = ["--input=in.jsonl", "--output=out.jsonl"]
-BASELINES = [ROOT / f"configs/eval/{name}.yaml" for name in ("brief", "no_thinking", "fixed_budget")]
+BASELINE_NAMES = ("brief", "no_thinking", "fixed_budget", "tiny_brief", "tiny_fixed_budget")
+BASELINES = [ROOT / f"configs/eval/{name}.yaml" for name in BASELINE_NAMES]
 RECIPES_OF_ALL_KINDS = [*RUNS, *(path for path in EVALUATIONS if path not in BASELINES)]
 KINDS = ("reward", "rollout", "segmenter", "data")
 LAYERS = [*BASELINES, *(path for kind in KINDS for path in sorted(ROOT.glob(f"configs/{kind}/*.yaml")))]
@@ -124,93 +126,40 @@ def test_a_config_that_cannot_be_read_is_one_line(text: str, message: str, tmp_p
 
 
 def test_configs_are_found() -> None:
-    assert {"tiny", "reasonseg"} <= {path.stem for path in EVALUATIONS}
-    assert {"tiny", "tiny_sft"} <= {path.stem for path in RUNS}
+    assert {"tiny", "reasonseg", "reasonseg_diff", "refcoco", "refcoco_plus"} <= {path.stem for path in EVALUATIONS}
+    assert {"tiny", "tiny_sft", "pixelthink_7b", "l1_max"} <= {path.stem for path in RUNS}
     assert {"pixelthink", "token_budget", "accuracy_only", "visionreasoner"} <= {path.stem for path in REWARDS}
 
 
-RELEASED = {
-    "sampling.group_size": 8,
-    "sampling.temperature": 1.0,
-    "sampling.top_p": 1.0,
-    "sampling.max_new_tokens": 1300,
-    "grpo.clip": 0.2,
-    "grpo.kl_coef": 5e-3,
-    "grpo.kl_clamp": 10.0,
-    "grpo.entropy_coef": 1e-3,
-    "grpo.max_grad_norm": 1.0,
-    "grpo.scale_by_std": True,
-    "grpo.minibatches": 1,
-    "grpo.epochs": 1,
-    "reward.length.easy_threshold": 3.5,
-    "reward.length.hard_threshold": 5.0,
-    "reward.length.easy_budget": 96,
-    "reward.length.hard_budget": 256,
-    "reward.length.uncertainty_weight": 25,
-    "reward.length.slope": 500,
-    "reward.length.length_mode": "response_words",
-    "answerer.backbone.freeze_vision_tower": True,
-    "answerer.backbone.convention": "pixels",
-    "evaluator.config.protocol": "segzero",
-    "evaluator.config.sampling.temperature": 0.0,
-}
-"""The released recipe by attribute of the module (FACTS, section 1)."""
-RECIPES = ("pixelthink_7b", "pixelthink_3b", "seg_zero", "l1_exact", "l1_max", "visionreasoner", "qwen3vl_4b")
-
-
 def made(name: str, *options: str) -> PixelThinkCLI:
-    here = ["--trainer.accelerator=cpu", "--trainer.devices=1", "--trainer.precision=32-true"]
-    return PixelThinkCLI(args=["--config", f"configs/{name}.yaml", *here, *options], run=False)
+    return PixelThinkCLI(args=["--config", f"configs/{name}.yaml", *HERE, *options], run=False)
 
 
-@pytest.mark.parametrize("name", ["pixelthink_7b", "pixelthink_3b"])
-def test_the_released_recipe_has_the_released_constants(name: str) -> None:
-    cli = made(name)
-    for path, expected in RELEASED.items():
-        value = cli.model
-        for part in path.split("."):
-            value = getattr(value, part)
-        assert value == expected, path
-    optimizer = cli.model.learner.optimizer([torch.nn.Parameter(torch.zeros(1))])
-    assert type(optimizer) is torch.optim.AdamW
-    assert (optimizer.defaults["lr"], optimizer.defaults["weight_decay"]) == (1e-6, 1e-2)
-    assert (cli.datamodule.batch_size, cli.datamodule.image_size) == (16, (840, 840))
-    assert type(cli.datamodule.prompt).__name__ == "PixelThinkPrompt"
-    assert (cli.config["trainer"]["max_epochs"], cli.model.answerer.backbone.path.split("-")[2]) == (
-        1,
-        name[-2:].upper(),
-    )
-    assert cli.datamodule.sources["train"].difficulty_file == "data/difficulty.json"
-    terms = cli.model.reward.terms
-    assert (terms["box_iou"].threshold, terms["box_l1"].threshold, terms["point_l1"].threshold) == (0.5, 10, 100)
+def test_our_recipes_differ_from_the_released_ones_only_where_they_say_so() -> None:
+    released = options_of(made("released/pixelthink_7b"))["model"]
+    frozen = options_of(made("pixelthink_7b_frozen_tower"))["model"]
+    assert {part for part in frozen if frozen[part] != released[part]} == {"policy"}
+    tower = [model["policy"]["init_args"].pop("freeze_vision_tower") for model in (released, frozen)]
+    assert (tower, released) == ([False, True], frozen)
+    seg_zero = options_of(made("released/seg_zero"))["model"]
+    for name, rule in (("seg_zero_l1_exact", "exact"), ("seg_zero_l1_max", "max")):
+        cli = made(name)
+        assert cli.datamodule.prompt.target == TokenTargets(rule=rule, fewest=80, most=200)
+        ours = options_of(cli)["model"]
+        assert {part for part in ours if ours[part] != seg_zero[part]} == {"reward"}
 
 
-def test_recipes_differ_from_the_released_one_only_where_they_say_so() -> None:
-    found = {name: made(name) for name in RECIPES}
-    assert {name: type(cli.model.reward).__name__ for name, cli in found.items() if name == "visionreasoner"} == {
-        "visionreasoner": "VisionReasonerReward"
-    }
-    lengths = {"seg_zero": "NoLengthScore", "l1_exact": "L1Exact", "l1_max": "L1Max", "qwen3vl_4b": "ReleasedBudget"}
-    assert {name: type(found[name].model.reward.length).__name__ for name in lengths} == lengths
-    for name, cli in found.items():
-        assert vars(cli.model.grpo) == vars(found["pixelthink_7b"].model.grpo), name
-        assert vars(cli.model.sampling) == vars(found["pixelthink_7b"].model.sampling), name
-        assert cli.datamodule.batch_size == 16, name
-        assert (cli.datamodule.sources["train"].difficulty_file is None) == (
-            name in ("seg_zero", "l1_exact", "l1_max", "visionreasoner")
-        ), name
-    assert found["visionreasoner"].datamodule.prompt.answer_style == "visionreasoner"
+def test_the_asked_length_is_an_option_of_every_run_that_asks() -> None:
+    asked = made("released/l1_exact", "--data.prompt.target.tokens=60").datamodule.prompt
+    assert asked.token_target("any") == TokenTarget(60)
+    asked = made("eval/tiny", "--data.prompt.target.tokens=12", "--data.prompt.target.rule=max").datamodule.prompt
+    assert asked.token_target("any") == TokenTarget(12, at_most=True)
 
 
-def test_qwen3_reads_targets_in_thousandths_and_sizes_that_it_keeps() -> None:
-    cli = made("qwen3vl_4b")
-    assert cli.datamodule.coordinates == cli.model.answerer.backbone.convention == "per_mille"
-    assert all(side % 32 == 0 for side in cli.datamodule.image_size)
-    assert cli.model.sampling.uncertainty_top_k >= 2
-    scale = 1000 / 840
-    terms = cli.model.reward.terms
-    assert terms["box_l1"].threshold == pytest.approx(10 * scale, abs=0.05)
-    assert terms["point_l1"].threshold == pytest.approx(100 * scale, abs=0.05)
+@pytest.mark.parametrize("layer", LAYERS, ids=lambda path: f"{path.parent.stem}-{path.stem}")
+def test_a_layer_alone_says_that_it_is_one(layer: Path) -> None:
+    with pytest.raises(UserError, match=f"{layer.stem}.yaml is a layer, it names no model: put a run's config before"):
+        PixelThinkCLI(args=["--config", str(layer), *HERE], run=False)
 
 
 def test_the_small_card_trains_an_adapter_of_a_quantised_policy() -> None:
@@ -221,7 +170,7 @@ def test_the_small_card_trains_an_adapter_of_a_quantised_policy() -> None:
 
 @pytest.mark.parametrize("path", sorted(ROOT.glob("configs/data/*.yaml")), ids=lambda path: path.stem)
 def test_data_groups_are_layered_over_a_recipe(path: Path) -> None:
-    cli = made("pixelthink_7b", "--config", str(path))
+    cli = made("released/pixelthink_7b", "--config", str(path))
     assert cli.datamodule.image_size == (840, 840)
     named = {name for name in ("train", "val", "test") if f"\n  {name}:" in path.read_text(encoding="utf-8")}
     assert named

@@ -128,23 +128,38 @@ def test_what_cannot_be() -> None:
 
 
 @pytest.mark.parametrize("run", ["tiny", "eval/tiny"])
-@pytest.mark.parametrize("baseline", ["brief", "no_thinking", "fixed_budget"])
+@pytest.mark.parametrize("baseline", ["tiny_brief", "no_thinking", "tiny_fixed_budget"])
 def test_baselines_are_laid_over_a_run(baseline: str, run: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     load_components()
     configs = ["--config", f"configs/{run}.yaml", "--config", f"configs/eval/{baseline}.yaml"]
     cli = PixelThinkCLI(args=configs, run=False)
-    if baseline == "brief":
+    if baseline == "tiny_brief":
         assert cli.datamodule.prompt.text("the cup").endswith(" be brief.")
     else:
         engine = cli.model.answerer._rollout
         assert isinstance(engine, FixedBudget)
         assert isinstance(engine.engine, HFEngine)
-        assert engine.think_tokens == {"no_thinking": 0, "fixed_budget": 16}[baseline]
+        assert engine.think_tokens == {"no_thinking": 0, "tiny_fixed_budget": 16}[baseline]
+
+
+def test_baselines_for_real_models_have_words_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    load_components()
+    for run in ("eval/reasonseg_diff", "released/pixelthink_7b"):
+        layers = ["--config", "configs/eval/brief.yaml", "--config", "configs/eval/fixed_budget.yaml"]
+        here = ["--trainer.accelerator=cpu", "--trainer.devices=1"]
+        cli = PixelThinkCLI(args=["--config", f"configs/{run}.yaml", *layers, *here], run=False)
+        assert cli.datamodule.prompt.text("x").endswith(
+            "</answer> Be brief: keep the thinking process to one short sentence."
+        )
+        engine = cli.model.answerer._rollout
+        assert isinstance(engine, FixedBudget)
+        assert (engine.think_tokens, engine.closing) == (48, "</think><answer>")
 
 
 @pytest.mark.parametrize("path", sorted(ROOT.glob("configs/segmenter/*.yaml")), ids=lambda path: path.stem)
-@pytest.mark.parametrize("run", ["tiny", "pixelthink_7b"])
+@pytest.mark.parametrize("run", ["tiny", "released/pixelthink_7b"])
 def test_segmenters_are_laid_over_a_run(path: Path, run: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     load_components()

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from pixelthink.parsing import parse_completion
 from pixelthink.rewards.base import LengthResult, LengthScore
 from pixelthink.rewards.length import L1Exact, L1Max, NoLengthScore, ReleasedBudget, TokenBudget, l1_exact, l1_max
-from pixelthink.types import ScoringCase
+from pixelthink.types import ScoringCase, TokenTarget
 from tests.support import golden_rows
 
 DIFFICULTY = st.floats(1, 10)
@@ -146,8 +146,10 @@ def test_released_budget_refuses_bad_numbers() -> None:
             {"reasoning_tokens": -1, "difficulty": 1.0},
             "sample s1: reasoning tokens must not be negative",
         ),
-        (L1Exact(), {}, "sample s1: no count of reasoning tokens"),
-        (L1Max(), {}, "sample s1: no count of reasoning tokens"),
+        (L1Exact(), {}, "sample s1: no count of response tokens"),
+        (L1Max(), {}, "sample s1: no count of response tokens"),
+        (L1Exact(), {"response_tokens": 3}, "sample s1: the prompt asks for no number of tokens.*data.prompt.target"),
+        (L1Max(), {"response_tokens": 3}, "sample s1: the prompt asks for no number of tokens.*data.prompt.target"),
     ],
 )
 def test_what_is_missing_is_an_error_that_names_the_sample(
@@ -171,9 +173,23 @@ def test_l1_equals_the_released_scores() -> None:
         for combination in ("additive", "multiplicative"):
             how = "additive" if component is L1Exact else "multiplicative"
             rule = component(target_tokens=target, alpha=alpha, **{how: combination == how})
-            found = rule(case(reasoning_tokens=used))
-            assert found == LengthResult(expected["delta_score"], used, target)
-            assert rule.combine(row["correct"], found.score) == expected[combination], row["id"]
+            found = rule(case(response_tokens=used))
+            assert found == LengthResult(expected["delta_score"], used, target, added=combination == "additive")
+            assert rule.combine(row["correct"], found) == expected[combination], row["id"]
+
+
+def test_l1_goes_by_what_the_prompt_asked_for() -> None:
+    """As `get_delta_score_linear_both` of L1: the sign of a row's `num_tokens` chooses the rule of that row."""
+    rule = L1Max(target_tokens=1, alpha=0.01)
+    asked_at_most = rule(case(response_tokens=60, token_target=TokenTarget(100, at_most=True)))
+    assert (asked_at_most.score, asked_at_most.budget, rule.combine(1, asked_at_most)) == (0.7, 100, 0.7)
+    assert rule.combine(0, asked_at_most) == 0.0
+    asked_exactly = rule(case(response_tokens=60, token_target=TokenTarget(100)))
+    assert asked_exactly.score == pytest.approx(-0.4)
+    assert rule.combine(1, asked_exactly) == pytest.approx(0.6)
+    assert rule.combine(0, asked_exactly) == pytest.approx(-0.4)
+    exact = L1Exact(target_tokens=1)(case(response_tokens=60, token_target=TokenTarget(160)))
+    assert exact == LengthResult(pytest.approx(-0.03), 60, 160, added=True)
 
 
 @given(st.integers(0, 10_000), st.integers(0, 10_000), st.floats(0, 1))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pytest
+import torch
+from torch.utils.data import RandomSampler
 
 from pixelthink.data.loader import EpochSampler, ResumableLoader
 from pixelthink.data.sources.shape_scenes import ShapeScenes
@@ -24,6 +26,13 @@ def test_training_shuffles_by_seed_and_epoch_and_drops_the_rest() -> None:
     assert first == batches(shuffle=True, drop_last=True, seed=1)
     assert first != batches(shuffle=True, drop_last=True, seed=2)
     assert first != batches(1, shuffle=True, drop_last=True, seed=1)
+
+
+def test_the_first_order_is_that_of_a_released_recipe() -> None:
+    """`ray_trainer.py` of the released code hands a `RandomSampler` a generator with `data.seed`."""
+    theirs = list(RandomSampler(range(100), generator=torch.Generator().manual_seed(42)))
+    sampler = EpochSampler(100, 16, seed=42, shuffle=True, drop_last=True)
+    assert [index for batch in sampler for index in batch] == theirs[:96]
 
 
 def test_two_processes_share_what_one_would_see() -> None:

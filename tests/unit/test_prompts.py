@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import pytest
 
-from pixelthink.data.prompts import BriefPrompt, NoThinkingPrompt, PixelThinkPrompt, PromptStyle, VisionReasonerPrompt
+from pixelthink.data.prompts import (
+    NoThinkingPrompt,
+    PixelThinkPrompt,
+    PromptStyle,
+    ShortPrompt,
+    TokenTargets,
+    VisionReasonerPrompt,
+)
+from pixelthink.errors import UserError
 from pixelthink.parsing import parse_completion
+from pixelthink.types import TokenTarget
 from tests.photos import PHOTOS
 
 RELEASED = (
@@ -18,7 +28,7 @@ RELEASED = (
     "[35,180]}</answer>"
 )
 FACTS = PHOTOS.parent / "FACTS.md"
-STYLES: list[PromptStyle] = [PixelThinkPrompt(), BriefPrompt(), NoThinkingPrompt(), VisionReasonerPrompt()]
+STYLES: list[PromptStyle] = [PixelThinkPrompt(), NoThinkingPrompt(), VisionReasonerPrompt()]
 
 
 def test_the_released_prompt() -> None:
@@ -44,10 +54,55 @@ def test_the_visionreasoner_prompt() -> None:
         '{"bbox_2d": [225,296,706,786], "point_2d": [302,410]}]</answer>'
     )
     assert "output <answer>[]</answer>" in VisionReasonerPrompt(no_target=True).text("dogs")
+    assert VisionReasonerPrompt(newline=True).text("Dogs.") == f"\n{text}"
+    assert VisionReasonerPrompt(strip='."?!').text('"Dogs?"') == text
+    assert VisionReasonerPrompt().text("Dogs?") == text.replace("dogs", "dogs?")
+
+
+def test_no_system_message() -> None:
+    (user,) = PixelThinkPrompt(system=None).messages("x")
+    assert user["role"] == "user"
+
+
+def test_a_length_is_asked_for_after_everything_else() -> None:
+    """L1's words, `scripts/data/deepscaler_dataset.py` of cmu-l3/l1, lines 76 to 79."""
+    style = PixelThinkPrompt(suffix=" Please.", target=TokenTargets(tokens=60))
+    asked = style.token_target("a")
+    text = style.messages("x", asked)[1]["content"][1]["text"]
+    assert asked == TokenTarget(60)
+    assert text == f"{PixelThinkPrompt().text('x')} Please. Think for 60 tokens."
+    style = ShortPrompt(target=TokenTargets(rule="max", tokens=60))
+    assert (
+        style.messages("x", style.token_target("a"))[0]["content"][1]["text"] == "find x. Think for maximum 60 tokens."
+    )
+    assert ShortPrompt().token_target("a") is None
+
+
+def test_lengths_are_drawn_once_for_each_sample() -> None:
+    """A function of seed and id: nothing of the order, the epoch or the process enters."""
+    drawn = {name: TokenTargets(rule="either").of(str(name)) for name in range(4000)}
+    assert drawn == {name: TokenTargets(rule="either").of(str(name)) for name in reversed(range(4000))}
+    assert drawn[0] != TokenTargets(rule="either", seed=1).of("0")
+    tokens = [target.tokens for target in drawn.values()]
+    assert 100 <= min(tokens) < 110
+    assert 3990 < max(tokens) <= 4000
+    assert sum(tokens) / 4000 == pytest.approx(2050, abs=60)  # standard error of a uniform mean: 18
+    assert sum(target.at_most for target in drawn.values()) / 4000 == pytest.approx(0.5, abs=0.03)
+    assert {TokenTargets(rule="max").of(str(n)).at_most for n in range(50)} == {True}
+    assert {TokenTargets(rule="exact").of(str(n)).at_most for n in range(50)} == {False}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"rule": "least"}, "unknown 'least'; known: exact, max, either"), ({"tokens": 0}, "at least 1"),
+     ({"fewest": 9, "most": 8}, "fewest <= most")],
+)  # fmt: skip
+def test_a_length_that_cannot_be_asked_for(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        TokenTargets(**options)
 
 
 def test_variants_differ_from_the_released_text_where_they_should() -> None:
-    assert BriefPrompt().text("x").startswith(PixelThinkPrompt().text("x"))
     assert "think>" not in NoThinkingPrompt().text("x")
 
 

@@ -9,15 +9,16 @@ from hypothesis import strategies as st
 from jsonargparse import ArgumentParser, lazy_instance
 
 from pixelthink.data.solution import parse_objects_solution, parse_solution
+from pixelthink.errors import UserError
 from pixelthink.geometry import Target, box_iou
 from pixelthink.parsing import parse_completion
 from pixelthink.rewards.base import Reward, RewardTerm
-from pixelthink.rewards.composite import PixelThinkReward
+from pixelthink.rewards.composite import L1Reward, PixelThinkReward
 from pixelthink.rewards.format import ThinkFormat
 from pixelthink.rewards.length import L1Exact, L1Max, LengthMode, NoLengthScore, ReleasedBudget, TokenBudget
 from pixelthink.rewards.localization import BoxIoU, BoxL1, PointL1, box_l1, paired_point_distance
 from pixelthink.rewards.vision_reasoner import VisionReasonerReward, non_repeat
-from pixelthink.types import ScoringCase
+from pixelthink.types import ScoringCase, TokenTarget
 from tests.support import golden_rows
 
 TARGET = Target((10.0, 10.0, 19.0, 19.0), ((12.0, 12.0), (16.0, 16.0)))
@@ -92,10 +93,27 @@ def test_pixelthink_by_hand() -> None:
 
 
 def test_length_score_multiplies_unless_it_says_otherwise() -> None:
-    known: dict[str, Any] = {"difficulty": 2.0, "reasoning_tokens": 346}
+    known: dict[str, Any] = {"difficulty": 2.0, "reasoning_tokens": 346, "response_tokens": 346}
     assert PixelThinkReward(length=ReleasedBudget(length_mode="reasoning_tokens")).score(case(**known)).reward == 2.5
     assert PixelThinkReward(length=L1Exact(target_tokens=246, alpha=0.01)).score(case(**known)).reward == 4.0
     assert PixelThinkReward(length=NoLengthScore()).score(case()).reward == 5.0
+
+
+def test_l1_is_correct_or_not() -> None:
+    """A response that is right in all that matters is worth 1, any other 0, whatever its other terms."""
+    known: dict[str, Any] = {"response_tokens": 90, "token_target": TokenTarget(100)}
+    reward = L1Reward(length=L1Exact(alpha=0.01))
+    assert reward.score(case(**known)).reward == pytest.approx(1 - 0.1)
+    no_points = PERFECT.replace("[16, 16]", "[11, 190]")
+    assert reward.score(case(no_points, **known)).parts["point_l1"] == 0.0
+    assert reward.score(case(no_points, **known)).reward == pytest.approx(1 - 0.1)
+    assert reward.score(case(PERFECT.replace("<think>", ""), **known)).reward == pytest.approx(-0.1)
+    assert reward.score(case(PERFECT.replace("19, 19", "90, 90"), **known)).reward == pytest.approx(-0.1)
+    strict = L1Reward(correct=("box_iou", "point_l1"), length=L1Max(alpha=0.01))
+    assert strict.score(case(**known | {"token_target": TokenTarget(100, at_most=True)})).reward == pytest.approx(0.55)
+    assert strict.score(case(no_points, **known | {"token_target": TokenTarget(100, at_most=True)})).reward == 0.0
+    with pytest.raises(UserError, match=r"correct must name terms among think_format, .*; got mask"):
+        L1Reward(correct=("mask",))
 
 
 def test_extra_terms_are_logged_under_their_class_name() -> None:

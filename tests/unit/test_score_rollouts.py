@@ -52,9 +52,19 @@ def test_scores_the_golden_files(kind: str, tmp_path: Path) -> None:
     "config", sorted(path.stem for path in CONFIGS.glob("*.yaml") if path.stem != "visionreasoner")
 )
 def test_every_single_object_configuration_scores(config: str, tmp_path: Path) -> None:
-    code, output = score(tmp_path, [ROW], config=config)
+    code, output = score(tmp_path, [ROW | {"response_token_count": 510, "token_target": -600}], config=config)
     assert code == 0
     assert set(rows_of(output)[0]) == {"id", "parts", "length_used", "length_budget", "length_score", "reward"}
+
+
+def test_l1_reads_the_row_s_target(tmp_path: Path) -> None:
+    """As L1's rows: a negative target is the most that is wanted."""
+    rows = [ROW | {"response_token_count": 510, "token_target": target} for target in (600, -600)]
+    _, output = score(tmp_path, rows, config="l1_max")
+    exact, at_most = rows_of(output)
+    assert exact["reward"] == pytest.approx(1 - 0.0003 * 90)
+    assert at_most["reward"] == pytest.approx((1 + 0.0003 * 90) / 2)
+    assert (at_most["length_used"], at_most["length_budget"]) == (510, 600)
 
 
 def test_a_row_chooses_how_length_is_counted(tmp_path: Path) -> None:

@@ -122,6 +122,7 @@ def test_what_makes_no_sense_is_refused(rows: str) -> None:
         RefCOCOg840(rows, difficulty=DifficultyFaults("fill")).setup()
 
 
+@pytest.mark.slow
 def test_the_options_on_the_command_line(
     tmp_path: Path, ratings: str, tiny_policy_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -50,8 +50,8 @@ def open_table(path: str, split: str) -> datasets.Dataset:
     local = Path(path)
     if not path.startswith(HUB) and not local.exists():
         raise MissingFileError(
-            f"{path}: there is no such file or folder; `python tools/get_data.py` fetches published sets, and a dataset "
-            f"of the hub is named by {HUB}OWNER/NAME"
+            f"{path}: there is no such file or folder; `python tools/get_data.py` fetches published sets, and a "
+            f"dataset of the hub is named by {HUB}OWNER/NAME"
         )
     try:
         if (local / "dataset_dict.json").is_file():

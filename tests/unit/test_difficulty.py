@@ -22,6 +22,9 @@ from pixelthink.errors import FileError, UserError
 from tests import published
 from tests.support import tiny_run
 
+LOGGER = "lightning.pytorch.utilities.rank_zero"
+"""Where the counts are printed."""
+
 ITEMS = [
     {"image_id": "r0", "difficulty_score_model": 7},
     {"image_id": "r1", "difficulty_score_model": None},
@@ -81,7 +84,7 @@ def test_many_faults_are_counted_and_the_first_few_named(tmp_path: Path) -> None
 
 
 def test_drop_leaves_out_and_counts(rows: str, ratings: str, caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.INFO):
+    with caplog.at_level(logging.INFO, LOGGER):
         source = RefCOCOg840(rows, difficulty_file=ratings, difficulty=DifficultyFaults("drop"))
         assert difficulties(source) == {"r0": 7.0, "r4": 4.5}
     assert f"{ratings}: {COMPLAINT}; 4 samples dropped, 2 left" in caplog.messages
@@ -89,7 +92,7 @@ def test_drop_leaves_out_and_counts(rows: str, ratings: str, caplog: pytest.LogC
 
 def test_fill_counts_and_fills(rows: str, ratings: str, caplog: pytest.LogCaptureFixture) -> None:
     filled = {"r0": 7.0, "r1": 3.0, "r2": 3.0, "r3": 3.0, "r4": 4.5, "r5": 3.0}
-    with caplog.at_level(logging.INFO):
+    with caplog.at_level(logging.INFO, LOGGER):
         assert difficulties(RefCOCOg840(rows, difficulty_file=ratings, difficulty=DifficultyFaults("fill"))) == filled
     assert f"{ratings}: {COMPLAINT}; 4 samples filled with 3" in caplog.messages
     other = RefCOCOg840(rows, difficulty_file=ratings, difficulty=DifficultyFaults("fill", 8.5))
@@ -132,7 +135,7 @@ def test_the_options_on_the_command_line(
     Path(ratings).write_text(json.dumps(listed))
     source = f"{{class_path: Checked, init_args: {{path: {tmp_path / 'data'}, difficulty_file: {ratings}}}}}"
     run = [option for option in tiny_run(tmp_path, tiny_policy_path) if not option.startswith("--data.test")]
-    with caplog.at_level(logging.INFO):
+    with caplog.at_level(logging.INFO, LOGGER):
         main(["test", *run, f"--data.test={source}", "--data.test.difficulty.on_fault=drop"])
     dropped = "no difficulty for 1 of 3 ids: 'shapes-train-0-2'; 1 samples dropped, 2 left"
     assert f"{ratings}: {dropped}" in caplog.messages

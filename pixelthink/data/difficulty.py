@@ -25,12 +25,12 @@ class DifficultyFaults:
     """What to do with samples for which a difficulty file has no usable rating.
 
     A rating is not usable where it is null, no number, or outside 1 to 10. Where an id is rated twice, `error` refuses
-    the file; the others take the last usable rating, as the released loaders do.
+    the file; the others take the last usable rating, as the released `convert_refcocog_to_verl.py` does.
 
     Attributes:
         on_fault: "error" refuses the file and names all its faults; "drop" leaves out the samples without a usable
             rating; "fill" gives them `fill_value`. The last two print what they met and how many samples it concerns.
-        fill_value: Difficulty, 1 to 10, for "fill"; the default is the released loaders' (`verl/utils/rl_dataset.py`).
+        fill_value: Difficulty, 1 to 10, for "fill"; the default is the released one (`verl/utils/rl_dataset.py`).
     """
 
     on_fault: OnFault = "error"

@@ -32,7 +32,7 @@ RECORDED = frozenset(
     {
         *("DTensor", "DTensorSpec", "TensorMeta", "ShardOrderEntry", "Shard", "_StridedShard", "Replicate", "Partial"),
         *("DeviceMesh", "_MeshLayout", "_FlatLayout", "ShardedTensor", "ShardedTensorMetadata", "ShardMetadata"),
-        *("TensorProperties", "MEM_FORMAT_ENCODING", "ChunkShardingSpec", "_remote_device"),
+        *("TensorProperties", "MEM_FORMAT_ENCODING", "ChunkShardingSpec", "EnumerableShardingSpec", "_remote_device"),
     }
 )
 """Classes of `torch.distributed` and its modules that a pickle may name; each becomes a `Record`."""

@@ -89,6 +89,32 @@ def test_the_config_beside_and_another_precision(model_folder: Path, tmp_path: P
         assert torch.equal(made.state_dict()[name], tensor.float())
 
 
+def test_names_of_older_versions_of_transformers(model_folder: Path, tmp_path: Path) -> None:
+    """verl's checkpoints of transformers 4.49 and before name the decoder `model.…` and the vision tower `visual.…`."""
+    original = tiny(model_folder / MODEL).state_dict()
+    older = {
+        name.replace("model.language_model.", "model.").replace("model.visual.", "visual."): tensor
+        for name, tensor in original.items()
+    }
+    assert not older.keys() & (original.keys() - {"lm_head.weight"})
+    (tmp_path / "actor").mkdir()
+    torch.save(older, tmp_path / "actor/model_world_size_1_rank_0.pt")
+    assert run(tmp_path / "actor", tmp_path / "out", f"--base={model_folder / MODEL}") == 0
+    found = tiny(tmp_path / "out").state_dict()
+    assert all(bits(found[name]) == bits(original[name]) for name in original)
+
+
+@pytest.mark.parametrize("both", [True, False])
+def test_tied_weights_may_be_stored_once_or_twice(tmp_path: Path, both: bool) -> None:
+    _, model = tiny_model("qwen2.5", tied=True)
+    model.save_pretrained(tmp_path / MODEL)
+    state = {name: tensor for name, tensor in model.state_dict().items() if both or name != "lm_head.weight"}
+    torch.save(state, tmp_path / "model_world_size_1_rank_0.pt")
+    assert run(tmp_path, tmp_path / "out") == 0
+    found = type(model).from_pretrained(tmp_path / "out").state_dict()
+    assert all(torch.equal(found[name], tensor) for name, tensor in model.state_dict().items())
+
+
 class Harm:
     """Unpickles by a call."""
 

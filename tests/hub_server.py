@@ -21,11 +21,13 @@ class Hub:
         url: For HF_ENDPOINT.
         served: What is sent in place of a file's content, by name; the announcements stay true.
         breaks: File → bytes after which its next download breaks off.
+        stalls: Files whose download never comes to its end; `stalled` is set when one of them hangs.
         asked: (method, file, Range header) of every request for a file.
     """
 
     def __init__(self, repo: str, files: dict[str, bytes]) -> None:
         self.files, self.served, self.breaks = files, dict[str, bytes](), dict[str, int]()
+        self.stalls, self.stalled = set[str](), threading.Event()
         self.asked: list[tuple[str, str, str | None]] = []
         hub = self
 
@@ -54,6 +56,17 @@ class Hub:
                 hub.asked.append((self.command, name, wanted))
                 data = hub.served.get(name, files[name])
                 headers = {"ETag": f'"{digest(name, files[name])}"', "X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes"}
+                if name in hub.stalls and self.command == "GET":
+                    self.send_response(200)
+                    for header, value in {**headers, "Content-Length": str(len(data))}.items():
+                        self.send_header(header, value)
+                    self.end_headers()
+                    self.wfile.write(data[: len(data) // 2])
+                    self.wfile.flush()
+                    hub.stalled.set()
+                    self.connection.recv(1)  # until the other side is gone
+                    self.close_connection = True
+                    return
                 if wanted is None:
                     self.reply(200, headers, data, hub.breaks.pop(name, None) if self.command == "GET" else None)
                     return

@@ -92,9 +92,9 @@ def _objects(place: Local) -> SampleSource:
 
 
 _SEG_ZERO = "Seg-Zero's README"
-_LISA = "by hand: LISA's README names a Google Drive folder"
-_DRIVE = "by hand: PixelThink's README names a Google Drive folder"
-_REFER = "by hand: github.com/lichengunc/refer (refs(….p, instances.json) and COCO's train2014"
+_LISA = "by hand: the Google Drive folder in LISA's README"
+_DRIVE = "by hand: the Google Drive folder in PixelThink's README"
+_REFER = "by hand: the archived copies of refer's files (refs(…).p, instances.json) in LISA's README; COCO's train2014"
 
 PUBLISHED: dict[str, PublishedSet] = {
     "refCOCOg_2k_840": PublishedSet(
@@ -102,41 +102,43 @@ PUBLISHED: dict[str, PublishedSet] = {
         f"{_SEG_ZERO} at 233c93d",
         _rows,
         "Ricky06662/refCOCOg_2k_840",
-        size="about 2,000 rows",
+        size="about 2,000 rows, by its name",
     ),
     "refCOCOg_9k_840": PublishedSet(
         "training rows of PixelThink and Seg-Zero",
         _SEG_ZERO,
         _rows,
         "Ricky06662/refCOCOg_9k_840",
-        size="about 9,000 rows",
+        size="about 9,000 rows, by its name",
     ),
     "VisionReasoner_multi_object_1k_840": PublishedSet(
         "training rows of VisionReasoner",
         _SEG_ZERO,
         _objects,
         "Ricky06662/VisionReasoner_multi_object_1k_840",
-        size="about 1,000 rows",
+        size="about 1,000 rows, by its name",
     ),
     "VisionReasoner_multi_object_7k_840": PublishedSet(
         "training rows of VisionReasoner",
         _SEG_ZERO,
         _objects,
         "Ricky06662/VisionReasoner_multi_object_7k_840",
-        size="about 7,000 rows",
+        size="about 7,000 rows, by its name",
     ),
-    "ReasonSeg_train": PublishedSet("ReasonSeg, training set, X.jpg + X.json", _LISA, _reasonseg),
+    "ReasonSeg_train": PublishedSet("ReasonSeg, training set, X.jpg + X.json", _LISA, _reasonseg, size="239 images"),
     "ReasonSeg_val": PublishedSet(
         "ReasonSeg, validation set; --from also takes X.jpg + X.json, which keep the ignored regions",
         _SEG_ZERO,
         _reasonseg,
         "Ricky06662/ReasonSeg_val",
+        size="200 images",
     ),
     "ReasonSeg_test": PublishedSet(
         "ReasonSeg, test set; --from also takes X.jpg + X.json, which keep the ignored regions",
         _SEG_ZERO,
         _reasonseg,
         "Ricky06662/ReasonSeg_test",
+        size="779 images",
     ),
     "ReasonSeg-Diff_val": PublishedSet("difficulty and reasoning for ReasonSeg's val set", _DRIVE, _reasonseg_diff),
     "ReasonSeg-Diff_test": PublishedSet("difficulty and reasoning for ReasonSeg's test set", _DRIVE, _reasonseg_diff),
@@ -144,7 +146,9 @@ PUBLISHED: dict[str, PublishedSet] = {
     "refcoco+": PublishedSet("RefCOCO+: splits train, val, testA, testB", _REFER, _refcoco, split="val"),
     "refcocog": PublishedSet("RefCOCOg: splits train, val, test", _REFER, _refcoco, split="val"),
 }
-"""Ids and names as the released code and READMEs give them (Seg-Zero 42a3345, PixelThink 052d9de)."""
+"""Ids and names as the released code and READMEs give them (Seg-Zero 42a3345, PixelThink 052d9de, LISA 022a8bc).
+
+Rows of training sets are as their names say, images of ReasonSeg as LISA's README says."""
 
 DIFFICULTY = "difficulty"
 """The name under which the tool fetches PixelThink's ratings, which are a file and no data set."""

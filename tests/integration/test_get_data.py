@@ -7,6 +7,7 @@ import os
 import pickle
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -46,6 +47,13 @@ def hub(tmp_path: Path) -> Iterator[Hub]:
 
 
 def get(hub: str, root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """What the tool did."""
+    with start(hub, root, *arguments) as process:
+        out, errors = process.communicate(timeout=300)
+    return subprocess.CompletedProcess(arguments, process.returncode, out, errors)
+
+
+def start(hub: str, root: Path, *arguments: str) -> subprocess.Popen[str]:
     """The tool in a process of its own, for the client reads HF_ENDPOINT when it is imported."""
     environment = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
     environment |= {
@@ -56,7 +64,7 @@ def get(hub: str, root: Path, *arguments: str) -> subprocess.CompletedProcess[st
         "PYTHONPATH": str(ROOT),
     }
     command = [sys.executable, str(ROOT / "tools/get_data.py"), *arguments, f"--root={root}"]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 @pytest.mark.slow
@@ -106,6 +114,25 @@ def test_a_damaged_file_is_refused_and_asked_for_again(hub: Hub, tmp_path: Path)
     assert done.returncode == 0, done.stderr
     assert [name for method, name, _ in hub.asked if method == "GET"] == [TABLE]  # the good files stayed
     assert (root / "refCOCOg_9k_840" / TABLE).read_bytes() == good
+
+
+@pytest.mark.slow
+def test_a_killed_download_goes_on(hub: Hub, tmp_path: Path) -> None:
+    root = tmp_path / "data"
+    hub.stalls.add(TABLE)
+    with start(hub.url, root, "refCOCOg_9k_840") as process:
+        assert hub.stalled.wait(120)
+        while not (root / ".refCOCOg_9k_840.download/README.md").is_file():
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.kill()
+    assert not (root / "refCOCOg_9k_840").exists()  # half a table would be read as a whole one
+    hub.stalls.clear()
+    hub.asked.clear()
+    done = get(hub.url, root, "refCOCOg_9k_840", "--convert=false")
+    assert done.returncode == 0, done.stderr
+    assert (root / "refCOCOg_9k_840" / TABLE).read_bytes() == hub.files[TABLE]
+    assert "README.md" not in [name for method, name, _ in hub.asked if method == "GET"]
 
 
 @pytest.mark.slow
@@ -172,7 +199,7 @@ def test_the_released_ratings_are_put_where_the_configs_look(
 def test_what_cannot_be_done_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "refCOCOg_9k_840").mkdir()
     for arguments, message in (
-        (["refcocog"], "refcocog has no hub location (by hand: github.com/lichengunc/refer"),
+        (["refcocog"], "refcocog has no hub location (by hand: the archived copies"),
         (["difficulty"], "difficulty has no hub location"),
         (["refcocog", f"--from={tmp_path}"], "--images is missing: the folder of COCO's train2014"),
         (["refcoco", "--from=/nowhere"], "/nowhere: there is no such file or folder"),

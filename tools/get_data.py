@@ -5,8 +5,8 @@
     python tools/get_data.py refcocog --from data/refer/refcocog --images data/coco/train2014 --split test
     python tools/get_data.py difficulty --from Downloads/refcoco_train_labeled_merged.json
 
-A set of the hub lies in ROOT/NAME afterwards, as published, where the training configs look, and in ROOT/checked/NAME in
-the checked format (see tools/prepare_data.py). The download is checked against the hub's digests and goes on where it
+A set of the hub lies in ROOT/NAME afterwards, as published, where the training configs look, and in ROOT/checked/NAME
+in the checked format (see tools/prepare_data.py). The download is checked against the hub's digests and goes on where it
 was interrupted when the same command is given again. HF_ENDPOINT names another hub, HF_TOKEN a key. Sets without a hub
 location are got by hand and converted with --from.
 

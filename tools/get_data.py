@@ -6,9 +6,9 @@
     python tools/get_data.py difficulty --from Downloads/refcoco_train_labeled_merged.json
 
 A set of the hub lies in ROOT/NAME afterwards, as published, where the training configs look, and in ROOT/checked/NAME
-in the checked format (see tools/prepare_data.py). The download is checked against the hub's digests and goes on where it
-was interrupted when the same command is given again. HF_ENDPOINT names another hub, HF_TOKEN a key. Sets without a hub
-location are got by hand and converted with --from.
+in the checked format (see tools/prepare_data.py). The download is checked against the hub's digests, and goes on where
+it was interrupted when the same command is given again. HF_ENDPOINT names another hub, HF_TOKEN a key. Sets without a
+hub location are got by hand and converted with --from.
 
 Exit code 0; 1 where no sample could be used; 2 with one line on standard error where something is wrong.
 """

@@ -29,6 +29,7 @@ setup(
         "opencv-python-headless>=4.9",
         "pycocotools>=2.0.8",
         "datasets>=3",
+        "huggingface_hub>=0.34",
         "pyarrow>=16",
         "tqdm>=4.60",
         "httpx>=0.27",

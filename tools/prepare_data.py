@@ -15,25 +15,18 @@ or the source.
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import fields
-from pathlib import Path
-from typing import Any
 
 from jsonargparse import ArgumentError, ArgumentParser
-from tqdm import tqdm
 
 from pixelthink.cli.messages import instantiate
 from pixelthink.cli.registry import load_components
 from pixelthink.data.base import SampleSource
-from pixelthink.data.contact_sheet import draw_contact_sheet
-from pixelthink.data.prepare import REJECTED, PrepareOptions, prepare
-from pixelthink.data.sources.checked import Checked
+from pixelthink.data.convert import convert
+from pixelthink.data.prepare import PrepareOptions
 from pixelthink.errors import UserError
-
-CONTACT_SHEET = "contact_sheet.png"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -44,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options = instantiate(parser, parser.parse_args(arguments))
         how = PrepareOptions(**{field.name: options[field.name] for field in fields(PrepareOptions)})
         options.source.setup()
-        return run(options.source, options.output, how, options.contact_sheet)
+        return convert(options.source, options.output, how, options.contact_sheet)
     except (ArgumentError, UserError, OSError) as error:
         print(f"error: {' '.join(str(error).split())[:500]}", file=sys.stderr)
         return 2
@@ -59,33 +52,6 @@ def build_parser() -> ArgumentParser:
     parser.add_class_arguments(PrepareOptions)
     parser.add_argument("--contact_sheet", type=int, default=24, help="Samples on the contact sheet; 0 for none.")
     return parser
-
-
-def run(source: SampleSource, output: str, options: PrepareOptions, pictures: int) -> int:
-    """Converts, draws and prints; returns the exit code."""
-    with tqdm(total=len(source), unit="sample", desc="converting", file=sys.stderr) as bar:
-        summary = prepare(source, output, options, bar.update)
-    show(summary, Path(output))
-    if not summary["samples"]:
-        print(f"error: no sample could be used; {Path(output) / REJECTED} says why", file=sys.stderr)
-        return 1
-    if pictures:
-        made = Checked(output)
-        made.setup()
-        count = min(pictures, len(made))
-        draw_contact_sheet((made[i * len(made) // count] for i in range(count)), Path(output) / CONTACT_SHEET)
-        print(f"look at {Path(output) / CONTACT_SHEET}")
-    return 0
-
-
-def show(summary: dict[str, Any], output: Path) -> None:
-    """Prints what there is."""
-    spreads = {name: value for name, value in summary.items() if isinstance(value, dict) and "p50" in value}
-    print(json.dumps({name: value for name, value in summary.items() if name not in spreads and value != {}}))
-    for name, values in spreads.items():
-        print(f"{name}: " + ", ".join(f"{key} {value:.4g}" for key, value in values.items()))
-    if summary["rejected"]:
-        print(f"{summary['rejected']} rejected, with reasons in {output / REJECTED}")
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 
@@ -26,19 +26,12 @@ from tqdm import tqdm
 
 from pixelthink.cli.messages import instantiate
 from pixelthink.cli.registry import load_components
+from pixelthink.data.asking import ask_about
 from pixelthink.data.base import SampleSource
-from pixelthink.data.difficulty import some
-from pixelthink.data.rating import (
-    Aggregate,
-    RaterOptions,
-    RatingCache,
-    RatingClient,
-    Ratings,
-    aggregate_rating,
-    rate_source,
-)
+from pixelthink.data.rating import Aggregate, RaterOptions, aggregate_rating, parse_rating, rating_question
 from pixelthink.errors import UserError
 from pixelthink.files.atomic import write_atomically
+from pixelthink.judges.chat import AnswerCache, ChatClient
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -48,18 +41,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser = build_parser()
         options = instantiate(parser, parser.parse_args(arguments))
         how = RaterOptions(**{field.name: options[field.name] for field in fields(RaterOptions)})
-        client = RatingClient(how, os.environ.get(options.api_key_variable))
-        cache = RatingCache(f"{options.output}.cache.jsonl")
+        client = ChatClient(how, os.environ.get(options.api_key_variable))
+        cache = AnswerCache(f"{options.output}.cache.jsonl", "rating", parse_rating)
         options.source.setup()
+        question = rating_question(how.image_side)
         with tqdm(total=len(options.source), unit="sample", desc="rating", file=sys.stderr) as bar:
-            ratings = rate_source(options.source, client, cache, bar.update)
+            ratings = ask_about(options.source, question, client, cache, bar.update)
     except (ArgumentError, UserError, OSError) as error:
         print(f"error: {' '.join(str(error).split())[:500]}", file=sys.stderr)
         return 2
-    if len(ratings.parts) < len(options.source):
-        complain(ratings, len(options.source))
+    if len(ratings.by_id) < len(options.source):
+        ratings.complain(len(options.source), "unrated", "ratings")
         return 1
-    write(ratings, options.output, options.aggregate)
+    write(ratings.by_id, options.output, options.aggregate)
     return 0
 
 
@@ -75,24 +69,11 @@ def build_parser() -> ArgumentParser:
     return parser
 
 
-def complain(ratings: Ratings, wanted: int) -> None:
-    """Says what is missing and why."""
-    for name, problem in list(ratings.problems.items())[:5]:
-        print(f"{name}: {problem}", file=sys.stderr)
-    stopped = f"; the server was given up: {ratings.stopped}" if ratings.stopped else ""
-    named = f": {some(ratings.problems)}" if ratings.problems else ""
-    print(
-        f"error: {wanted - len(ratings.parts)} of {wanted} samples are unrated{named}{stopped}; the ratings so far are "
-        "kept, the same command asks for the rest",
-        file=sys.stderr,
-    )
-
-
-def write(ratings: Ratings, output: str, how: Aggregate) -> None:
+def write(ratings: Mapping[str, Mapping[str, float]], output: str, how: Aggregate) -> None:
     """Writes the difficulties and prints what they look like."""
     rows = [
         {"image_id": name, "difficulty_score_model": aggregate_rating(parts, how), **parts}
-        for name, parts in ratings.parts.items()
+        for name, parts in ratings.items()
     ]
     write_atomically(Path(output), json.dumps(rows, ensure_ascii=False, indent=1))
     values = sorted(float(row["difficulty_score_model"]) for row in rows)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Generic, Protocol, TypeVar
 
-from pixelthink.data.difficulty import difficulties_for
+from pixelthink.data.difficulty import DifficultyFaults, difficulties_for
 from pixelthink.data.images import ImageOpener, open_rgb
 from pixelthink.errors import FileError
 from pixelthink.types import Sample
@@ -82,6 +82,9 @@ class RowSource(ImageSource, Generic[Row]):
     difficulty_file: str | None = None
     """JSON list of `{"image_id": id, "difficulty_score_model": 1…10}`; with it each sample needs a difficulty."""
 
+    difficulty: DifficultyFaults = DifficultyFaults()
+    """What to do where the file has no usable rating of a sample."""
+
     _rows: Sequence[Row | BadRow] | None = None
     _difficulties: Mapping[str, float]
 
@@ -102,7 +105,9 @@ class RowSource(ImageSource, Generic[Row]):
         if self._rows is None:
             rows = self.read_rows()
             usable = [row.id for row in rows if not isinstance(row, BadRow)]
-            self._difficulties = difficulties_for(self.difficulty_file, usable)
+            self._difficulties = difficulties_for(self.difficulty_file, usable, self.difficulty)
+            if self.difficulty.on_fault == "drop":
+                rows = [row for row in rows if isinstance(row, BadRow) or row.id in self._difficulties]
             self._rows = rows
 
     @property

@@ -6,11 +6,13 @@ import lightning as L
 from jsonargparse import lazy_instance
 
 from pixelthink.components import resolved
-from pixelthink.data.base import SampleSource
+from pixelthink.data.base import ImageSource, SampleSource
 from pixelthink.data.collate import Collate, Resize
+from pixelthink.data.difficulty import some
 from pixelthink.data.evaluation_dataset import EvaluationDataset
 from pixelthink.data.loader import EpochSampler, ResumableLoader
 from pixelthink.data.prompts import PixelThinkPrompt, PromptStyle
+from pixelthink.data.reading import duplicates
 from pixelthink.errors import UserError
 from pixelthink.geometry import AnswerConvention
 from pixelthink.types import PromptBatch
@@ -75,6 +77,8 @@ class PromptData(L.LightningDataModule):
             source = self.sources[name]
             if source is not None:
                 source.setup()
+                if name == "train":
+                    refuse_double_ids(source)
             elif name != "val" or stage == "validate":
                 raise UserError(f"data.{name} is not set, so there is nothing to {stage}")
 
@@ -116,3 +120,17 @@ class PromptData(L.LightningDataModule):
     def transfer_batch_to_device(self, batch: PromptBatch, device: object, dataloader_idx: int) -> PromptBatch:
         """Prompts hold images and text; the policy moves its own tensors."""
         return batch
+
+
+def refuse_double_ids(source: SampleSource) -> None:
+    """Refuses training samples that share an id before the first is drawn; samples that are made, not read, never do.
+
+    Raises:
+        UserError: one line that counts the ids that occur more than once, and names the first few.
+    """
+    if not isinstance(source, ImageSource):
+        return
+    ids = source.ids()
+    if double := duplicates(ids):
+        named = some(dict.fromkeys(ids[place] for place in double))
+        raise UserError(f"data.train: {len(double)} of {len(ids)} samples have the id of an earlier one: {named}")

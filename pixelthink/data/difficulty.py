@@ -1,12 +1,14 @@
-"""Difficulties by id: the released file format, and success rates mapped to the same scale."""
+"""Difficulties by id: the released file format, what to do with its faults, and success rates on the same scale."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import numpy as np
+from lightning.pytorch.utilities import rank_zero_info
 
 from pixelthink.data.reading import read_json
 from pixelthink.data.validation import MAX_DIFFICULTY, MIN_DIFFICULTY, check_difficulty
@@ -15,35 +17,128 @@ from pixelthink.errors import FileError, UserError
 NAMED_IDS = 5
 
 Entry = TypeVar("Entry")
+OnFault = Literal["error", "drop", "fill"]
 
 
-def read_difficulties(path: str | Path) -> dict[str, float]:
-    """Difficulties, 1 to 10, by image id from a JSON list of `{"image_id": …, "difficulty_score_model": …}`.
+@dataclass(frozen=True)
+class DifficultyFaults:
+    """What to do with samples for which a difficulty file has no usable rating.
+
+    A rating is not usable where it is null, no number, or outside 1 to 10. Where an id is rated twice, `error` refuses
+    the file; the others take the last usable rating, as the released `convert_refcocog_to_verl.py` does.
+
+    Attributes:
+        on_fault: "error" refuses the file and names all its faults; "drop" leaves out the samples without a usable
+            rating; "fill" gives them `fill_value`. The last two print what they met and how many samples it concerns.
+        fill_value: Difficulty, 1 to 10, for "fill"; the default is the released one (`verl/utils/rl_dataset.py`).
+    """
+
+    on_fault: OnFault = "error"
+    fill_value: float = 3.0
+
+    def __post_init__(self) -> None:
+        if self.on_fault not in ("error", "drop", "fill"):
+            raise UserError(f"difficulty.on_fault must be error, drop or fill, got {self.on_fault!r}")
+        check_difficulty(self.fill_value, "difficulty.fill_value")
+
+
+@dataclass
+class DifficultyTable:
+    """What a difficulty file holds.
+
+    Attributes:
+        usable: Difficulty by id; the last one where an id has several.
+        faults: Items that are not usable, or whose id came before: kind of fault → ids, or positions as `item 3`.
+    """
+
+    usable: dict[str, float] = field(default_factory=dict)
+    faults: dict[str, list[str]] = field(default_factory=dict)
+
+    def add(self, position: int, item: object) -> None:
+        """Takes in an item of the file."""
+        if not isinstance(item, dict) or not {"image_id", "difficulty_score_model"} <= item.keys():
+            self._fault("without image_id and difficulty_score_model", f"item {position}")
+            return
+        name, value = str(item["image_id"]), item["difficulty_score_model"]
+        if name in self.usable:
+            self._fault("with an id that came before", repr(name))
+        try:
+            self.usable[name] = check_difficulty(value, name)
+        except UserError:
+            self._fault(_fault_of(value), f"{name!r}" + ("" if value is None else f" ({str(value)[:20]})"))
+
+    def _fault(self, kind: str, name: str) -> None:
+        self.faults.setdefault(kind, []).append(name)
+
+    def complaints(self) -> list[str]:
+        """Count and first few ids of each kind of fault."""
+        return [f"{len(names)} {kind}: {_listed(names)}" for kind, names in self.faults.items()]
+
+
+def read_table(path: str | Path) -> DifficultyTable:
+    """Ratings and faults of a JSON list of `{"image_id": …, "difficulty_score_model": …}`.
 
     Raises:
-        UserError: not such a list, an id twice, or a value outside 1…10; names the file, the id and the value.
+        FileError: the file cannot be read, or is no list; names it.
     """
     rows = read_json(path)
     if not isinstance(rows, list):
         raise FileError(f"{path}: expected a JSON list of difficulties")
-    difficulties: dict[str, float] = {}
+    table = DifficultyTable()
     for position, row in enumerate(rows):
-        if not isinstance(row, dict) or not {"image_id", "difficulty_score_model"} <= row.keys():
-            raise FileError(f"{path}: item {position} needs image_id and difficulty_score_model")
-        name = str(row["image_id"])
-        if name in difficulties:
-            raise FileError(f"{path}: image_id {name!r} occurs twice")
-        difficulties[name] = check_difficulty(row["difficulty_score_model"], f"{path}: image_id {name!r}")
-    return difficulties
+        table.add(position, row)
+    return table
 
 
-def difficulties_for(path: str | Path | None, ids: Iterable[str]) -> dict[str, float]:
-    """Difficulty of every sample id of a source, from a file in the released format; empty without a file.
+def read_difficulties(path: str | Path) -> dict[str, float]:
+    """Difficulties, 1 to 10, by image id, see `read_table`.
 
     Raises:
-        UserError: the file is damaged, or ids are missing; counts them and names the first few.
+        FileError: the file cannot be read or has a fault; one line that counts each kind and names the first few ids.
     """
-    return {} if path is None else for_all(ids, read_difficulties(path), f"{path}: no difficulty")
+    table = read_table(path)
+    if table.faults:
+        raise FileError(f"{path}: ratings that are not usable: {'; '.join(table.complaints())}")
+    return table.usable
+
+
+def difficulties_for(
+    path: str | Path | None, ids: Iterable[str], faults: DifficultyFaults | None = None
+) -> dict[str, float]:
+    """Difficulty of the samples of a source, from a file in the released format; empty without a file.
+
+    Args:
+        path: The file.
+        ids: The samples' ids.
+        faults: What to do with samples without a usable rating. Those that "drop" leaves out have no entry.
+
+    Raises:
+        FileError: the file is damaged; under "error" also faults and missing ids, all of them in one line; under "drop"
+            no sample is left.
+        UserError: "drop" or "fill" without a file.
+    """
+    faults = faults or DifficultyFaults()
+    if path is None:
+        if faults.on_fault != "error":
+            raise UserError(f"difficulty.on_fault is {faults.on_fault!r}, but there is no difficulty_file")
+        return {}
+    table, names = read_table(path), list(dict.fromkeys(ids))
+    found = {name: lookup(table.usable, name) for name in names}
+    missing = [name for name in names if found[name] is None]
+    usable = {name: value for name, value in found.items() if value is not None}
+    without = f"no difficulty for {len(missing)} of {len(names)} ids: {some(missing)}" if missing else ""
+    complaint = "; ".join(filter(None, [*table.complaints(), without]))
+    if not complaint:
+        return usable
+    if faults.on_fault == "error":
+        raise FileError(f"{path}: {complaint}; mend the file, or set difficulty.on_fault to drop or fill")
+    if faults.on_fault == "fill":
+        rank_zero_info(f"{path}: {complaint}; {len(missing)} samples filled with {faults.fill_value:g}")
+        return {name: usable.get(name, faults.fill_value) for name in names}
+    if not usable:
+        raise FileError(f"{path}: {complaint}; no sample is left")
+    rank_zero_info(f"{path}: {complaint}; {len(missing)} samples dropped, {len(usable)} left")
+    return usable
 
 
 def for_all(ids: Iterable[str], table: Mapping[str, Entry], problem: str) -> dict[str, Entry]:
@@ -67,8 +162,20 @@ def lookup(table: Mapping[str, Entry], name: str) -> Entry | None:
 
 def some(names: Iterable[str]) -> str:
     """The first few names, quoted, and an ellipsis where there are more."""
-    listed = list(names)
-    return ", ".join(repr(name) for name in listed[:NAMED_IDS]) + (", …" if len(listed) > NAMED_IDS else "")
+    return _listed([repr(name) for name in names])
+
+
+def _listed(texts: Sequence[str]) -> str:
+    return ", ".join(texts[:NAMED_IDS]) + (", …" if len(texts) > NAMED_IDS else "")
+
+
+def _fault_of(value: object) -> str:
+    """The kind of fault of a value that is not usable."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool) or not isinstance(value, int | float) or value != value:
+        return "not a number"
+    return f"outside {MIN_DIFFICULTY:g} to {MAX_DIFFICULTY:g}"
 
 
 def success_to_difficulty(success: Mapping[str, float]) -> dict[str, float]:

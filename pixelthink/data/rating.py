@@ -1,20 +1,17 @@
-"""Difficulty ratings by a vision-language model on a server: the question, the answer, and a whole source at once."""
+"""Difficulty ratings by a vision-language model on a server: the question and the answer."""
 
 from __future__ import annotations
 
 import json
-import threading
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 
-from pixelthink.data.base import SampleSource
-from pixelthink.data.validation import MAX_DIFFICULTY, MIN_DIFFICULTY, check_difficulty, check_sample
-from pixelthink.judges.chat import AnswerCache, ChatClient, ChatOptions, ServerError, image_part, question_key
+from pixelthink.data.asking import SampleQuestion
+from pixelthink.data.validation import MAX_DIFFICULTY, MIN_DIFFICULTY, check_difficulty
+from pixelthink.judges.chat import ChatOptions, image_part
 from pixelthink.types import Sample
 
 RATINGS = ("scene", "seg", "language")
@@ -105,77 +102,6 @@ class RaterOptions(ChatOptions):
     image_side: int = 1024
 
 
-class RatingClient(ChatClient):
-    """Asks for one rating at a time; may be used by several threads. Arguments as in `ChatClient`."""
-
-    options: RaterOptions
-
-    def rate(self, messages: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-        """One rating; retries and raises as `ChatClient.ask` does."""
-        return self.ask(messages, SCHEMA, "rating", parse_rating)
-
-
-class RatingCache(AnswerCache[dict[str, float]]):
-    """Ratings by question, in the file `path`."""
-
-    def __init__(self, path: str | Path) -> None:
-        super().__init__(path, "rating", parse_rating)
-
-
-@dataclass
-class Ratings:
-    """The ratings of a source.
-
-    Attributes:
-        parts: The three ratings by id, in the source's order.
-        problems: Why a sample has none, by id (or by `sample N` where it could not even be read).
-        stopped: Why the server was not asked any further, or None.
-    """
-
-    parts: dict[str, dict[str, float]] = field(default_factory=dict)
-    problems: dict[str, str] = field(default_factory=dict)
-    stopped: str | None = None
-
-
-def rate_source(
-    source: SampleSource, client: RatingClient, cache: RatingCache, progress: Callable[[int], object] = lambda n: None
-) -> Ratings:
-    """Rates every sample of a source that the cache does not know, `client.options.concurrency` at a time.
-
-    The source is set up. New ratings go into the cache, and `progress` is called with 1 after each sample. Where the
-    server cannot be reached or refuses, no further sample is begun.
-    """
-    ratings = Ratings()
-    reading = threading.Lock()  # sources are not made for several threads
-
-    def rate(index: int) -> tuple[str, dict[str, float] | Exception] | None:
-        """Id and rating of one sample, or why it has none; None once the server has failed."""
-        if ratings.stopped is not None:
-            return None
-        name = f"sample {index}"
-        try:
-            with reading:
-                sample = check_sample(source[index])
-            name = sample.id
-            messages = rating_messages(sample, client.options.image_side)
-            key = question_key(client.options.model, SCHEMA, messages)
-            if (rating := cache.get(key)) is None:
-                rating = client.rate(messages)
-                cache.put(key, name, rating)
-        except (ValueError, ServerError) as error:
-            if isinstance(error, ServerError):
-                ratings.stopped = ratings.stopped or str(error)
-            return name, error
-        return name, rating
-
-    with ThreadPoolExecutor(client.options.concurrency) as pool:
-        for found in pool.map(rate, range(len(source))):
-            if found is None:
-                continue
-            name, result = found
-            if isinstance(result, Exception):
-                ratings.problems[name] = str(result)
-            else:
-                ratings.parts[name] = result
-            progress(1)
-    return ratings
+def rating_question(image_side: int = 1024) -> SampleQuestion[dict[str, float]]:
+    """Asks for the three ratings, with the image shrunk to `image_side`."""
+    return SampleQuestion("rating", SCHEMA, lambda sample: rating_messages(sample, image_side), parse_rating)

@@ -90,7 +90,10 @@ def test_a_difficulty_file_out_of_range(reasonseg_folder, tmp_path, tiny_policy_
     ratings.write_text('[{"image_id": "scene", "difficulty_score_model": 11}]', encoding="utf-8")
     source = reasonseg(reasonseg_folder, difficulty_file=str(ratings))
     error = error_of(capsys, "test", *tiny_run(tmp_path, tiny_policy_path), source)
-    assert error == f"{ratings}: image_id 'scene': difficulty must be a number from 1 to 10, got '11'"
+    assert error == (
+        f"{ratings}: 1 outside 1 to 10: 'scene' (11); no difficulty for 1 of 1 ids: 'scene'; mend the file, or set "
+        "difficulty.on_fault to drop or fill"
+    )
 
 
 @pytest.mark.parametrize(

@@ -16,18 +16,19 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pixelthink.data.asking import Answers, ask_about
 from pixelthink.data.difficulty import read_difficulties, success_to_difficulty
 from pixelthink.data.rating import (
+    SCHEMA,
     RaterOptions,
-    RatingCache,
-    RatingClient,
     aggregate_rating,
     describe_mask,
     parse_rating,
-    rate_source,
     rating_messages,
+    rating_question,
 )
 from pixelthink.data.sources.shape_scenes import ShapeScenes
+from pixelthink.judges.chat import AnswerCache, ChatClient
 from pixelthink.types import Sample
 from tests.http_server import Server
 from tools import compare_difficulty, rate_difficulty
@@ -52,9 +53,19 @@ def serve() -> Iterator[Callable[..., Server]]:
         server.close()
 
 
-def client(server: str, waits: list[float] | None = None, **options: Any) -> RatingClient:
+def rating_cache(path: Path) -> AnswerCache[dict[str, float]]:
+    return AnswerCache(path, "rating", parse_rating)
+
+
+def rate_source(
+    source: ShapeScenes, asked: ChatClient, cache: AnswerCache[dict[str, float]]
+) -> Answers[dict[str, float]]:
+    return ask_about(source, rating_question(), asked, cache)
+
+
+def client(server: str, waits: list[float] | None = None, **options: Any) -> ChatClient:
     fields: dict[str, Any] = {"model": "m", "retries": 2, "backoff": 0.01, "timeout": 5.0} | options
-    return RatingClient(RaterOptions(server, **fields), "secret", (waits if waits is not None else []).append)
+    return ChatClient(RaterOptions(server, **fields), "secret", (waits if waits is not None else []).append)
 
 
 def test_every_sample_is_asked_for_once_and_several_at_a_time(tmp_path: Path, serve: Callable[..., Server]) -> None:
@@ -63,9 +74,9 @@ def test_every_sample_is_asked_for_once_and_several_at_a_time(tmp_path: Path, se
         return 200, {}, chat(json.dumps(GOOD))
 
     server = serve(answer)
-    source, cache = ShapeScenes(size=12), RatingCache(tmp_path / "c.jsonl")
+    source, cache = ShapeScenes(size=12), rating_cache(tmp_path / "c.jsonl")
     ratings = rate_source(source, client(server.url, concurrency=4), cache)
-    assert list(ratings.parts) == [source[i].id for i in range(12)]
+    assert list(ratings.by_id) == [source[i].id for i in range(12)]
     assert (len(server.requests), ratings.problems, ratings.stopped) == (12, {}, None)
     assert 1 < server.most <= 4
     headers, body = server.requests[0]
@@ -77,10 +88,10 @@ def test_every_sample_is_asked_for_once_and_several_at_a_time(tmp_path: Path, se
     assert "% of the image" in text["text"]
     data = base64.b64decode(image["image_url"]["url"].removeprefix("data:image/jpeg;base64,"))
     assert Image.open(io.BytesIO(data)).size == (112, 112)
-    again = rate_source(source, client(server.url), RatingCache(tmp_path / "c.jsonl"))
-    assert again.parts == ratings.parts
+    again = rate_source(source, client(server.url), rating_cache(tmp_path / "c.jsonl"))
+    assert again.by_id == ratings.by_id
     assert len(server.requests) == 12
-    rate_source(ShapeScenes(size=1), client(server.url, model="other"), RatingCache(tmp_path / "c.jsonl"))
+    rate_source(ShapeScenes(size=1), client(server.url, model="other"), rating_cache(tmp_path / "c.jsonl"))
     assert len(server.requests) == 13
 
 
@@ -99,7 +110,7 @@ def test_what_passes_is_tried_again(tmp_path: Path, serve: Callable[..., Server]
     server = serve(lambda number, body: troubles[number])
     waits: list[float] = []
     asked = client(server.url, waits, retries=8, backoff=0.5)
-    assert asked.rate(rating_messages(ShapeScenes(size=1)[0])) == GOOD
+    assert asked.ask(rating_messages(ShapeScenes(size=1)[0]), SCHEMA, "rating", parse_rating) == GOOD
     assert waits == [3.0, 6.0, 12.0, 24.0, 48.0, 60.0, 60.0, 60.0]
     temperatures = [body["temperature"] for _, body in server.requests]
     assert temperatures[0] == 0
@@ -114,8 +125,8 @@ def test_garbage_costs_its_sample_alone(tmp_path: Path, serve: Callable[..., Ser
         bad = f"Question: {poisoned}\n" in body["messages"][1]["content"][1]["text"]
         return 200, {}, chat("no" if bad else json.dumps(GOOD))
 
-    ratings = rate_source(source, client(serve(answer).url), RatingCache(tmp_path / "c.jsonl"))
-    assert len(ratings.parts) == 3
+    ratings = rate_source(source, client(serve(answer).url), rating_cache(tmp_path / "c.jsonl"))
+    assert len(ratings.by_id) == 3
     assert list(ratings.problems) == [source[2].id]
     assert "not JSON: 'no'" in ratings.problems[source[2].id]
 
@@ -123,7 +134,7 @@ def test_garbage_costs_its_sample_alone(tmp_path: Path, serve: Callable[..., Ser
 @pytest.mark.parametrize("status", [401, 404, 302])
 def test_a_refusal_stops_at_once(tmp_path: Path, serve: Callable[..., Server], status: int) -> None:
     server = serve(lambda number, body: (status, {"Location": "http://127.0.0.1:9/"}, b"wrong\nkey"))
-    ratings = rate_source(ShapeScenes(size=50), client(server.url, concurrency=1), RatingCache(tmp_path / "c.jsonl"))
+    ratings = rate_source(ShapeScenes(size=50), client(server.url, concurrency=1), rating_cache(tmp_path / "c.jsonl"))
     assert ratings.stopped is not None
     assert f"HTTP {status}: wrong key" in ratings.stopped
     assert len(server.requests) <= 2
@@ -139,7 +150,7 @@ def test_a_server_that_hangs_runs_into_the_timeout(serve: Callable[..., Server])
 
     server = serve(answer)
     started = time.monotonic()
-    assert client(server.url, timeout=0.2).rate([]) == GOOD
+    assert client(server.url, timeout=0.2).ask([], SCHEMA, "rating", parse_rating) == GOOD
     release.set()
     assert time.monotonic() - started < 3
 
@@ -186,7 +197,7 @@ def test_nobody_at_the_port(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
 def test_a_damaged_cache_is_named(tmp_path: Path) -> None:
     (tmp_path / "c.jsonl").write_text('{"key": "a", "id": "b", "rating": {"scene": 1}}\n')
     with pytest.raises(ValueError, match=r"c\.jsonl:1: not a cached rating"):
-        RatingCache(tmp_path / "c.jsonl")
+        rating_cache(tmp_path / "c.jsonl")
 
 
 @pytest.mark.parametrize(

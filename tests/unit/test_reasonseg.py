@@ -153,11 +153,11 @@ def test_damage_is_one_line_that_names_the_file(tmp_path: Path, damage: Any, mes
     ("scores", "message"),
     [
         ([{"image_id": "b", "difficulty_score_model": 3}], "no difficulty for 1 of 1 ids: 'a'"),
-        ([{"image_id": "a", "difficulty_score_model": 0.5}], "image_id 'a': .* got '0.5'"),
-        ([{"image_id": "a", "difficulty_score_model": float("nan")}], "image_id 'a': .* got 'nan'"),
-        ([{"image_id": "a", "difficulty_score_model": None}], "image_id 'a': .* got 'None'"),
-        ([{"image_id": "a", "difficulty_score_model": 3}] * 2, "'a' occurs twice"),
-        ([{"image_id": "a"}], "item 0 needs"),
+        ([{"image_id": "a", "difficulty_score_model": 0.5}], r"1 outside 1 to 10: 'a' \(0.5\)"),
+        ([{"image_id": "a", "difficulty_score_model": float("nan")}], r"1 not a number: 'a' \(nan\)"),
+        ([{"image_id": "a", "difficulty_score_model": None}], "1 null: 'a'"),
+        ([{"image_id": "a", "difficulty_score_model": 3}] * 2, "1 with an id that came before: 'a'"),
+        ([{"image_id": "a"}], "1 without image_id and difficulty_score_model: item 0"),
         ({"a": 3}, "list"),
     ],
 )

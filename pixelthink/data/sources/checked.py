@@ -10,11 +10,12 @@ from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from lightning.pytorch.utilities import rank_zero_info
 
 from pixelthink.data.base import ImageSource
 from pixelthink.data.checked_format import MANIFEST, ROW_GROUP, VERSION, check_schema, read_manifest, row_to_sample
-from pixelthink.data.difficulty import difficulties_for
+from pixelthink.data.difficulty import DifficultyFaults, difficulties_for
 from pixelthink.data.images import ImageOpener
 from pixelthink.data.reading import duplicates
 from pixelthink.data.validation import ObjectTargets, check_sample
@@ -34,12 +35,17 @@ class Checked(ImageSource):
         path: The folder.
         difficulty_file: JSON list of `{"image_id": id, "difficulty_score_model": 1…10}`, which takes the place of the
             difficulties in the data set; each sample needs one.
+        difficulty: What to do with samples for which the file has no usable rating.
     """
 
-    def __init__(self, path: str, difficulty_file: str | None = None) -> None:
+    def __init__(
+        self, path: str, difficulty_file: str | None = None, difficulty: DifficultyFaults = DifficultyFaults()
+    ) -> None:
         self.path = path
         self.difficulty_file = difficulty_file
+        self.difficulty = difficulty
         self._difficulties: dict[str, float] = {}
+        self._kept: np.ndarray | None = None  # rows that have a usable difficulty, where the others are dropped
         self._parts: list[Path] = []
         self._version = VERSION
         self._ends: list[int] = []
@@ -65,19 +71,24 @@ class Checked(ImageSource):
         if not sum(rows.values()):
             raise FileError(f"{folder}: the data set has no rows")
         self._parts = parts
-        if self.difficulty_file is not None:
-            self._difficulties = difficulties_for(self.difficulty_file, self.ids())
+        if self.difficulty_file is not None or self.difficulty.on_fault != "error":
+            ids = self.ids()
+            self._difficulties = difficulties_for(self.difficulty_file, ids, self.difficulty)
+            if self.difficulty.on_fault == "drop":
+                self._kept = np.flatnonzero([name in self._difficulties for name in ids])
         if self._version == 1:
             rank_zero_info(f"{folder}: version 1 names no objects, so each sample counts as an object of its own")
 
     def __len__(self) -> int:
         if not self._parts:
             raise RuntimeError("call setup() before reading samples")
-        return self._ends[-1]
+        return self._ends[-1] if self._kept is None else len(self._kept)
 
     def read(self, index: int, open_image: ImageOpener) -> Sample:
         if not 0 <= index < len(self):
             raise IndexError(f"{self.path} has {len(self)} rows, there is no number {index}")
+        if self._kept is not None:
+            index = int(self._kept[index])
         part = bisect.bisect_right(self._ends, index)
         row = index - (self._ends[part - 1] if part else 0)
         try:
@@ -96,7 +107,7 @@ class Checked(ImageSource):
                 names += pq.read_table(part, columns=["id"])["id"].to_pylist()
             except (ValueError, KeyError, OSError) as error:
                 raise FileError(f"{part}: not a part of the checked format: {' '.join(str(error).split())}") from None
-        return names
+        return names if self._kept is None else [names[index] for index in self._kept]
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_open": None, "_group": None}

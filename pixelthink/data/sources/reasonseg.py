@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pixelthink.data.base import BadRow, RowSource
+from pixelthink.data.difficulty import DifficultyFaults
 from pixelthink.data.images import ImageOpener
 from pixelthink.data.reading import existing_folder, read_json
 from pixelthink.data.reasonseg import rasterize
@@ -42,14 +43,22 @@ class ReasonSeg(RowSource[ReasonSegRow]):
             `"all"`: one sample a text, with ids `X#0`, `X#1`, ….
         difficulty_file: JSON list of `{"image_id": X, "difficulty_score_model": 1…10}`; without it samples have no
             difficulty, with it each needs one.
+        difficulty: What to do with samples for which the file has no usable rating.
     """
 
-    def __init__(self, root: str, texts: Literal["first", "all"] = "first", difficulty_file: str | None = None) -> None:
+    def __init__(
+        self,
+        root: str,
+        texts: Literal["first", "all"] = "first",
+        difficulty_file: str | None = None,
+        difficulty: DifficultyFaults = DifficultyFaults(),
+    ) -> None:
         if texts not in ("first", "all"):
             raise UserError(f"texts must be 'first' or 'all', got {texts!r}")
         self.root = root
         self.texts = texts
         self.difficulty_file = difficulty_file
+        self.difficulty = difficulty
 
     def read_rows(self) -> list[ReasonSegRow | BadRow]:
         folder = existing_folder(self.root)

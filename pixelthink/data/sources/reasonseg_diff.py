@@ -13,7 +13,7 @@ from pixelthink.data.images import ImageOpener
 from pixelthink.data.reading import read_json
 from pixelthink.data.sources.table import open_table, read_row
 from pixelthink.data.validation import check_difficulty
-from pixelthink.errors import FileError, UserError
+from pixelthink.errors import FileError
 from pixelthink.files.jsonl import read_rows
 from pixelthink.types import Sample
 
@@ -24,21 +24,21 @@ class AnnotationFields:
 
     Attributes:
         id: Field that holds the sample's or its image's id.
-        difficulty: Field that holds the difficulty, 1 to 10, or, with dots, where in nested objects it is.
-        difficulty_parts: Name of a part (scene, seg, language) → its field. Where `difficulty` is empty, their mean is
-            the difficulty.
+        difficulty: Field that holds the difficulty, 1 to 10, or, with dots, where in nested objects it is. None takes
+            the mean of `difficulty_parts`, or, where there are none either, leaves the samples' own difficulties.
+        difficulty_parts: Name of a part (scene, seg, language) → its field.
         reasoning: Name of a style → its field.
     """
 
     id: str = "image_id"
-    difficulty: str = "difficulty_score_model"
+    difficulty: str | None = "difficulty_score_model"
     difficulty_parts: Mapping[str, str] = field(default_factory=dict)
     reasoning: Mapping[str, str] = field(default_factory=lambda: {"short": "short_reasoning", "long": "long_reasoning"})
 
 
 @dataclass(frozen=True)
 class _Annotation:
-    difficulty: float
+    difficulty: float | None
     parts: dict[str, float]
     reasoning: dict[str, str]
 
@@ -85,9 +85,9 @@ class ReasonSegDiff(ImageSource):
         annotation = self._annotations[sample.id]
         return replace(
             sample,
-            difficulty=annotation.difficulty,
+            difficulty=sample.difficulty if annotation.difficulty is None else annotation.difficulty,
             reasoning={**sample.reasoning, **annotation.reasoning},
-            meta={**sample.meta, "difficulty_parts": annotation.parts},
+            meta={**sample.meta, "difficulty_parts": annotation.parts} if annotation.parts else sample.meta,
         )
 
     def ids(self) -> Sequence[str]:
@@ -121,12 +121,9 @@ def _read_annotation(row: Mapping[str, Any], fields: AnnotationFields, owner: st
 
     name = str(pick(fields.id))
     parts = {part: check_difficulty(pick(at), owner) for part, at in fields.difficulty_parts.items()}
+    difficulty = sum(parts.values()) / len(parts) if parts else None
     if fields.difficulty:
         difficulty = check_difficulty(pick(fields.difficulty), owner)
-    elif parts:
-        difficulty = sum(parts.values()) / len(parts)
-    else:
-        raise UserError("ReasonSegDiff: fields.difficulty or fields.difficulty_parts must be set")
     reasoning = {style: pick(at) for style, at in fields.reasoning.items()}
     for style, text in reasoning.items():
         if not isinstance(text, str) or not text.strip():

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pixelthink.data.difficulty import DifficultyFaults
 from pixelthink.data.images import ImageOpener
 from pixelthink.data.sources.table import TableSource, read_image, read_texts
 from pixelthink.errors import FileError
@@ -26,8 +27,14 @@ class ReasonSegParquet(TableSource):
 
     columns = ("image", "text", "mask", "image_id", "ann_id")
 
-    def __init__(self, path: str, split: str = "test", difficulty_file: str | None = None) -> None:
-        super().__init__(path, split, difficulty_file)
+    def __init__(
+        self,
+        path: str,
+        split: str = "test",
+        difficulty_file: str | None = None,
+        difficulty: DifficultyFaults = DifficultyFaults(),
+    ) -> None:
+        super().__init__(path, split, difficulty_file, difficulty)
 
     def read_ids(self, table: datasets.Dataset) -> list[str]:
         columns = (read_texts(table, name) for name in ("image_id", "ann_id", "text"))

@@ -280,6 +280,12 @@ class ShapeScenes(SampleSource):
     def __len__(self) -> int:
         return self.size
 
+    def ids(self) -> list[str]:
+        return [self._id(index) for index in range(self.size)]
+
+    def _id(self, index: int) -> str:
+        return f"shapes-{self.split}-{self.seed}-{index}"
+
     def __getitem__(self, index: int) -> Sample:
         if not 0 <= index < self.size:
             raise IndexError(f"ShapeScenes has {self.size} samples, there is no number {index}")
@@ -292,7 +298,7 @@ class ShapeScenes(SampleSource):
                 query = sample_query(objects, level, rng)
         mask = objects[query.target].mask()
         return Sample(
-            id=f"shapes-{self.split}-{self.seed}-{index}",
+            id=self._id(index),
             image=Image.fromarray(draw_scene(objects)),
             question=query.text,
             mask=mask,

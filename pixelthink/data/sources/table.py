@@ -15,15 +15,19 @@ import numpy as np
 from PIL import Image
 
 from pixelthink.data.base import BadRow, RowSource
+from pixelthink.data.difficulty import DifficultyFaults
 from pixelthink.data.images import ImageOpener, Size
 from pixelthink.data.reading import duplicates
-from pixelthink.errors import FileError
+from pixelthink.errors import FileError, MissingFileError
 from pixelthink.files.jsonl import row_error
 from pixelthink.types import Sample
 
 if TYPE_CHECKING:
     import datasets
     import pyarrow as pa
+
+HUB = "hf://"
+"""What stands before the id of a dataset of the hub."""
 
 SPLITS = ("train", "val", "validation", "test")
 
@@ -33,28 +37,33 @@ def open_table(path: str, split: str) -> datasets.Dataset:
 
     Args:
         path: A `.parquet` or `.arrow` file, a folder of them (of the split's, where their names say so), a folder
-            written by `save_to_disk`, or a dataset id on the hub.
+            written by `save_to_disk`, or `hf://OWNER/NAME`, a dataset of the hub. A path without `hf://` is never
+            looked for on the hub.
         split: "train", "val", "test", …
 
     Raises:
-        FileError: nothing is there, or it cannot be read; one line that names the path.
+        MissingFileError: nothing is there; one line that names the path.
+        FileError: it cannot be read; one line that names the path.
     """
     import datasets
 
     local = Path(path)
+    if not path.startswith(HUB) and not local.exists():
+        raise MissingFileError(
+            f"{path}: there is no such file or folder; `python tools/get_data.py` fetches published sets, and a "
+            f"dataset of the hub is named by {HUB}OWNER/NAME"
+        )
     try:
         if (local / "dataset_dict.json").is_file():
             table = datasets.DatasetDict.load_from_disk(path)[split]
         elif (local / "state.json").is_file():
             table = datasets.Dataset.load_from_disk(path)
-        elif local.exists():
+        elif path.startswith(HUB):
+            table = datasets.load_dataset(path.removeprefix(HUB).removeprefix("datasets/"), split=split)
+        else:
             files = [str(file) for file in ([local] if local.is_file() else _files_of(local, split))]
             builder = "arrow" if files[0].endswith(".arrow") else "parquet"
             table = datasets.load_dataset(builder, data_files=files, split="train")
-        elif path.count("/") == 1 and not path.startswith((".", "/", "~")):
-            table = datasets.load_dataset(path, split=split)
-        else:
-            raise FileError("there is no such file or folder")
         return table.with_format("arrow")
     except Exception as error:  # the layers below raise many kinds
         cause = error.__cause__ if type(error).__name__ == "DatasetGenerationError" and error.__cause__ else error
@@ -98,19 +107,28 @@ class TableSource(RowSource[TableRow]):
     """Samples that are rows of a table, one each; errors name the table and the row, counted from 0.
 
     Args:
-        path: Parquet file, folder of them, `save_to_disk` folder, or hub id, e.g. "Ricky06662/ReasonSeg_test".
+        path: Parquet file, folder of them, `save_to_disk` folder, or `hf://OWNER/NAME` on the hub, e.g.
+            "hf://Ricky06662/ReasonSeg_test".
         split: Split to read.
         difficulty_file: JSON list of `{"image_id": id, "difficulty_score_model": 1…10}`; without it samples have no
             difficulty, with it each needs one.
+        difficulty: What to do with samples for which the file has no usable rating.
     """
 
     columns: tuple[str, ...]
     """Columns that the table must have."""
 
-    def __init__(self, path: str, split: str, difficulty_file: str | None = None) -> None:
+    def __init__(
+        self,
+        path: str,
+        split: str,
+        difficulty_file: str | None = None,
+        difficulty: DifficultyFaults = DifficultyFaults(),
+    ) -> None:
         self.path = path
         self.split = split
         self.difficulty_file = difficulty_file
+        self.difficulty = difficulty
         self._table: datasets.Dataset | None = None
 
     @abstractmethod

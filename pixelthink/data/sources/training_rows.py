@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pixelthink.data.difficulty import DifficultyFaults
 from pixelthink.data.images import ImageOpener
 from pixelthink.data.solution import parse_objects_solution, parse_solution
 from pixelthink.data.sources.table import TableSource, read_image, read_texts
@@ -27,11 +28,13 @@ class TrainingRows(TableSource):
     Only of a row without any target is the mask known: it is empty.
 
     Args:
-        path: Parquet file, folder of them, `save_to_disk` folder, or hub id, e.g. "Ricky06662/refCOCOg_9k_840".
+        path: Parquet file, folder of them, `save_to_disk` folder, or `hf://OWNER/NAME` on the hub, e.g.
+            "hf://Ricky06662/refCOCOg_9k_840".
         split: Split to read.
         difficulty_file: JSON list of `{"image_id": id, "difficulty_score_model": 1…10}`; without it samples have no
             difficulty, with it each needs one.
         solution_size: Width and height of the image in whose pixels solutions are written.
+        difficulty: What to do with samples for which the file has no usable rating.
     """
 
     columns = ("id", "problem", "solution", "image")
@@ -42,8 +45,9 @@ class TrainingRows(TableSource):
         split: str = "train",
         difficulty_file: str | None = None,
         solution_size: tuple[int, int] = (840, 840),
+        difficulty: DifficultyFaults = DifficultyFaults(),
     ) -> None:
-        super().__init__(path, split, difficulty_file)
+        super().__init__(path, split, difficulty_file, difficulty)
         self.solution_size = solution_size
 
     @abstractmethod

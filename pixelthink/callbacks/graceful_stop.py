@@ -14,7 +14,7 @@ from types import FrameType
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.strategies import Strategy
 from lightning.pytorch.trainer.states import TrainerFn
@@ -25,14 +25,14 @@ STATUS = {signal.SIGTERM: 143, signal.SIGINT: 130}
 """Exit status by signal: 128 + its number, as shells have it."""
 
 
-class GracefulStop(Checkpoint):
+class GracefulStop(Callback):
     """Ends a run early when it is told to. `python -m pixelthink` adds it to each run.
 
     `fit` finishes the step (or the validation) that it is in, writes the last checkpoint and ends; several processes
     agree on the step. `validate`, `test` and `predict` finish their batch; the rows of all batches are on the disk. A
     second Ctrl-C ends at once. The status is 143 after SIGTERM and 130 after Ctrl-C.
 
-    It is a `Checkpoint`, so Lightning runs it after all other callbacks and what it saves is the step's last state.
+    It stands behind the configuration's callbacks, so that the checkpoint has what they keep of the last step.
     """
 
     def __init__(self) -> None:

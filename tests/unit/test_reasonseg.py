@@ -209,7 +209,7 @@ INSIDE = Target((1.0, 1.0, 2.0, 2.0), ((1.0, 1.0), (2.0, 2.0)))
         ({"difficulty": float("nan")}, "difficulty"),
         ({"question": " \n"}, "question is empty"),
         ({"mask": np.zeros((4, 6), dtype=bool)}, "mask is empty"),
-        ({"targets": (Target((1.0, 1.0, 6.0, 2.0), INSIDE.points_xy),)}, "box .* is not inside"),
+        ({"targets": (Target((1.0, 1.0, 6.5, 2.0), INSIDE.points_xy),)}, "box .* is not inside"),
         ({"targets": (Target((2.0, 1.0, 1.0, 2.0), INSIDE.points_xy),)}, "box .* is not inside"),
         ({"targets": (Target(INSIDE.box_xyxy, ((1.0, 1.0), (2.0, float("nan")))),)}, "point .* is not inside"),
     ],

@@ -16,6 +16,7 @@ from pixelthink.errors import MissingFileError, UserError
 from pixelthink.evaluation.interface import SegmentationModule
 from pixelthink.evaluation.result_folder import ResultFolder
 from pixelthink.evaluation.run_header import deviations, run_config, run_header, run_settings
+from pixelthink.files.checkpoints import newest_whole
 from pixelthink.rollouts.synced_engine import SyncConfig
 
 AnyCallback = TypeVar("AnyCallback", bound=Callback)
@@ -46,6 +47,7 @@ class Lifecycle(Callback):
         """Where `--ckpt_path last` finds no checkpoint, a training says that it begins; anything else is refused.
 
         So one command serves a job's first start and every restart, and no untrained policy is evaluated by mistake.
+        A training is refused too where other checkpoints are there, since it would leave them behind.
         """
         if run_config(trainer).get("ckpt_path") != "last":
             return
@@ -55,6 +57,9 @@ class Lifecycle(Callback):
         missing = (
             f"--ckpt_path last: there is no last checkpoint in {' or '.join(folders) or 'the folder of any callback'}"
         )
+        others = [found for folder in folders if (found := newest_whole(Path(folder), Path())) is not None]
+        if others:
+            raise MissingFileError(f"{missing}, but there is {others[0]}: name it (--ckpt_path {others[0]}) or move it")
         if stage != "fit":
             raise MissingFileError(f"{missing}; name the file, or leave the option out to take the policy as it is")
         self.module.print(f"pixelthink: {missing} yet, so this training begins at its beginning")

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import os
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
+from zipfile import BadZipFile, ZipFile
 
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
@@ -46,18 +48,43 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             raise FileError(f"checkpoint {target} cannot be written: {write_failure(error, target.parent)}") from error
 
     def load_checkpoint(self, path: str | Path, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Loads a checkpoint.
+        """Loads a checkpoint and compares its checksums, which torch writes and does not read.
 
         Raises:
-            UserError: the file is no checkpoint, or cut off; one line.
+            UserError: the file is no checkpoint, cut off, or has other bytes than were written; one line, which names
+                the newest whole checkpoint beside it.
         """
         try:
+            if "://" not in str(path) and (part := changed_part(Path(path))) is not None:
+                raise RuntimeError(f"{part} has another checksum than was written")
             return super().load_checkpoint(path, *args, **kwargs)
         except FileNotFoundError:
             raise
         except Exception as error:  # torch raises a dozen kinds for a cut-off file, none of them its own
             reason = f": {str(error).splitlines()[0]}" if isinstance(error, UnpicklingError | RuntimeError) else ""
-            raise UserError(f"checkpoint {path} is damaged or no checkpoint{reason}") from error
+            whole = newest_whole(Path(path).parent, Path(path)) if "://" not in str(path) else None
+            other = "" if whole is None else f"; the newest whole one beside it is {whole}: --ckpt_path {whole}"
+            raise UserError(f"checkpoint {path} is damaged or no checkpoint{reason}{other}") from error
+
+
+def changed_part(path: Path) -> str | None:
+    """The first part of a checkpoint that has another checksum (CRC-32) than was written; None where all agree.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        BadZipFile: it is no file of `torch.save`, or its end is missing.
+    """
+    with ZipFile(path) as file:
+        return file.testzip()
+
+
+def newest_whole(folder: Path, damaged: Path) -> Path | None:
+    """The newest checkpoint file of a folder, apart from a damaged one, that is whole."""
+    for path in sorted(folder.glob("*.ckpt"), key=lambda path: path.stat().st_mtime, reverse=True):
+        with suppress(OSError, BadZipFile):
+            if path != damaged and path.is_file() and changed_part(path) is None:
+                return path
+    return None
 
 
 def write_failure(error: BaseException, folder: Path) -> str:

@@ -6,6 +6,7 @@ Unknown components and missing checkpoints are tried in test_cli.py, together wi
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import time
@@ -193,6 +194,34 @@ def test_a_damaged_checkpoint(content, tmp_path, tiny_policy_path, capsys) -> No
     damaged.write_bytes(content)
     error = error_of(capsys, "test", *tiny_run(tmp_path, tiny_policy_path), f"--ckpt_path={damaged}")
     assert error.startswith(f"checkpoint {damaged} is damaged or no checkpoint")
+
+
+def test_a_checkpoint_with_one_changed_byte_names_the_newest_whole_one(tmp_path, tiny_policy_path, capsys) -> None:
+    folder = tmp_path / "some"
+    folder.mkdir()
+    for name, age in (("last.ckpt", 0), ("epoch=0-step=4.ckpt", 10), ("epoch=0-step=2.ckpt", 20), ("cut.ckpt", 5)):
+        torch.save({"state_dict": {"policy.weight": torch.rand(100_000)}}, folder / name)
+        os.utime(folder / name, (time.time() - age,) * 2)
+    changed = bytearray((folder / "last.ckpt").read_bytes())
+    changed[200_000] ^= 1  # in the middle of the tensor: torch.load would not notice
+    (folder / "last.ckpt").write_bytes(changed)
+    assert torch.load(folder / "last.ckpt")
+    (folder / "cut.ckpt").write_bytes((folder / "cut.ckpt").read_bytes()[:1000])
+    os.utime(folder / "cut.ckpt", (time.time() - 5,) * 2)
+    error = error_of(capsys, "test", *tiny_run(tmp_path, tiny_policy_path), f"--ckpt_path={folder}/last.ckpt")
+    whole = folder / "epoch=0-step=4.ckpt"
+    assert error.startswith(
+        f"checkpoint {folder}/last.ckpt is damaged or no checkpoint: last/data/0 has another checksum"
+    )
+    assert error.rstrip().endswith(f"the newest whole one beside it is {whole}: --ckpt_path {whole}")
+
+
+def test_a_last_checkpoint_that_is_missing_beside_others(tmp_path, tiny_policy_path, capsys) -> None:
+    (tmp_path / "checkpoints").mkdir()
+    other = tmp_path / "checkpoints/epoch=0-step=2.ckpt"
+    torch.save({"state_dict": {}}, other)
+    error = error_of(capsys, "fit", *tiny_run(tmp_path, tiny_policy_path), "--ckpt_path=last")
+    assert f"no last checkpoint in {tmp_path}/checkpoints, but there is {other}: name it (--ckpt_path {other})" in error
 
 
 def test_a_damaged_policy_folder(tmp_path, tiny_policy_path, capsys) -> None:

@@ -9,17 +9,27 @@ from pixelthink.data.datamodule import PromptData
 from pixelthink.errors import UserError
 from pixelthink.grpo.loss import GRPOConfig
 from pixelthink.rewards.base import Reward
+from pixelthink.rollouts.base import SamplingConfig
 
 
 def check_training(
-    trainer: L.Trainer, answerer: Answerer, reward: Reward, config: GRPOConfig, sample_ahead: bool
+    trainer: L.Trainer,
+    answerer: Answerer,
+    reward: Reward,
+    config: GRPOConfig,
+    sampling: SamplingConfig,
+    sample_ahead: bool,
 ) -> None:
     """Refuses a run whose parts do not fit.
 
     Raises:
-        UserError: the reward reads another answer style than the prompts ask for; or sampling ahead is asked for and
-            cannot work.
+        UserError: there is one completion a group; the reward reads another answer style than the prompts ask for; or
+            sampling ahead is asked for and cannot work.
     """
+    if sampling.group_size < 2:
+        raise UserError(
+            "model.sampling.group_size is 1: GRPO compares the completions of a group, so it must be 2 or more"
+        )
     _check_answer_style(trainer, reward)
     if sample_ahead:
         _check_sampling_ahead(trainer, answerer, config)

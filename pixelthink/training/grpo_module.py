@@ -112,7 +112,7 @@ class GRPOModule(SegmentationModule):
 
     def setup(self, stage: str) -> None:
         if stage == "fit":
-            check_training(self.trainer, self.answerer, self.reward, self.grpo, self.sample_ahead)
+            check_training(self.trainer, self.answerer, self.reward, self.grpo, self.sampling, self.sample_ahead)
 
     def configure_model(self) -> None:
         """Loads the policy and, where a fit needs one, its reference; Lightning may call this more than once."""

@@ -224,6 +224,7 @@ def test_no_config_and_no_default_one_here(tmp_path: Path, capsys, monkeypatch) 
         (["--data.coordinates=xx"], "--data.coordinates: expected one of 'pixels', 'per_mille', got 'xx'"),
         (["--data.batchsize=3"], "no such option: --data.batchsize=3, did you mean 'batch_size'?"),
         (["--model.grpo.clip=-1"], "grpo: clip must lie in (0, 1); kl_coef and entropy_coef must not be negative"),
+        (["--model.sampling.group_size=1"], "model.sampling.group_size is 1: GRPO compares the completions of a group"),
         (["--ckpt_path=nope.ckpt"], "--ckpt_path: there is no checkpoint 'nope.ckpt'"),
         (["--model.policy.path=./nope"], "policy.path: no config.json in './nope', so there is no model to load"),
         (["--model.policy.path=no/pe"], "policy.path: cannot load 'no/pe', no such folder, nor a model of the hub"),

@@ -51,11 +51,7 @@ class AnsweredObjects:
 
 
 class _Refused(Exception):
-    """Why the released script would have raised."""
-
-    def __init__(self, failure: Failure) -> None:
-        super().__init__(failure)
-        self.failure = failure
+    """Raised with a `Failure` where the released script would have raised."""
 
 
 def answered_objects(prompt: Prompt, text: str, answer: Answer, acceptance: Acceptance) -> AnsweredObjects:
@@ -110,8 +106,9 @@ def _released_objects(prompt: Prompt, text: str, answer: Answer) -> AnsweredObje
     try:
         objects = _released_list(text, answer, frame) if several else (_released_single(text, answer, frame),)
     except _Refused as refused:
+        failure: Failure = refused.args[0]
         detail = "" if answer.failure is not None else ", which the rule pixelthink would have read"
-        return AnsweredObjects((), count, refused.failure, f"refused by the released rule of segzero{detail}")
+        return AnsweredObjects((), count, failure, f"refused by the released rule of segzero{detail}")
     flaws: set[Flaw] = set()
     size = prompt.sample.image.size
     for target in objects:
@@ -133,10 +130,7 @@ def _released_single(text: str, answer: Answer, frame: CoordinateFrame) -> Targe
     point_keys = [key for key in data if "points" in key.lower()][:2]
     if box_key is None or len(point_keys) < 2:
         raise _Refused("missing_key")
-    written = _items(data[box_key], 4)
-    if len(data[box_key]) != 4:
-        raise _Refused("wrong_length")
-    x1, y1, x2, y2 = _pixels(written, frame, _truncated)
+    x1, y1, x2, y2 = _pixels(_items(data[box_key], 4, exactly=True), frame, _truncated)
     points = [_pixels(_items(data[key], 2), frame, _truncated) for key in point_keys]
     if not _RELEASED_THINK.search(text):
         raise _Refused("no_think")
@@ -160,11 +154,11 @@ def _released_list(text: str, answer: Answer, frame: CoordinateFrame) -> tuple[T
     return tuple(objects)
 
 
-def _items(value: Any, count: int) -> Sequence[Any]:
+def _items(value: Any, count: int, *, exactly: bool = False) -> Sequence[Any]:
     """The first `count` entries of a list or, as the released code reads them too, letters of a text."""
     if not isinstance(value, list | str):
         raise _Refused("not_a_list")
-    if len(value) < count:
+    if len(value) < count or (exactly and len(value) != count):
         raise _Refused("wrong_length")
     return value[:count]
 

@@ -108,7 +108,7 @@ def answer_timings(prompt: Prompt, completion: Completion, segmentation_ms: floa
 
 
 def _checked_mask(mask: object, request: SegmentationRequest) -> np.ndarray | str:
-    """The mask, or what keeps it from being one of the request's image."""
+    """The mask, or an error message where its type or shape does not fit the image."""
     width, height = request.image.size
     if not isinstance(mask, np.ndarray) or mask.dtype != np.bool_ or mask.shape != (height, width):
         what = f"{mask.dtype} {mask.shape}" if isinstance(mask, np.ndarray) else type(mask).__name__

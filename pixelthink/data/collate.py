@@ -49,7 +49,9 @@ class Collate:
         targets = tuple(frame.target_to_answer(target) for target in sample.targets)
         style, asked = self.style, self.style.token_target(sample.id)
         words = style.messages(sample.question, asked)
-        return Prompt(sample, words, image, frame, targets, milliseconds, "", style.answer_style, asked)
+        return Prompt(
+            sample, words, image, frame, targets, milliseconds, answer_style=style.answer_style, token_target=asked
+        )
 
     def __call__(self, samples: Sequence[Sample]) -> PromptBatch:
         places = tuple(self.rank + self.world_size * i for i in range(len(samples)))

@@ -123,7 +123,7 @@ class PromptData(L.LightningDataModule):
 
 
 def refuse_double_ids(source: SampleSource) -> None:
-    """Refuses training samples that share an id before the first is drawn; samples that are made, not read, never do.
+    """Refuses training samples that share an id before the first is drawn.
 
     Raises:
         UserError: one line that counts the ids that occur more than once, and names the first few.

@@ -123,7 +123,7 @@ class Evaluator:
         return complete
 
     def _recorded(self, prompt: Prompt) -> Prediction | None:
-        """An interrupted run's answer or, without an image, that there is none; None where the prompt must be asked."""
+        """The stored answer, or a missing-image prediction; None where the prompt has still to be asked."""
         row = self._results.known.get(prompt.sample.id) if self._results is not None else None
         if row is not None and was_asked(row["failure"]):
             return recorded_prediction(prompt, row)
@@ -197,7 +197,7 @@ class Evaluator:
             self._results.finish({}, header or {}, None)
 
     def abandon(self) -> None:
-        """Leaves samples alone that the judge has not begun with, so that a failed run can end."""
+        """Cancels ratings that have not begun, so that a failed run can end."""
         if self._asked_judge is not None:
             self._asked_judge.close()
 

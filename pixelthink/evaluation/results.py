@@ -13,7 +13,6 @@ from typing import Any
 
 from pixelthink.errors import UserError
 from pixelthink.files.atomic import write_atomically
-from pixelthink.files.jsonl import read_rows
 from pixelthink.geometry import Target, decode_rle, encode_rle
 from pixelthink.metrics.measured import Measured
 from pixelthink.parsing import parse_completion
@@ -131,16 +130,6 @@ def _remembered(sample: Sample, row: Row) -> Sample:
 def targets_of(row: Row, key: str = "true_objects") -> tuple[Target, ...]:
     """The objects of a row: the true ones or, under "objects", the answered ones."""
     return tuple(Target(tuple(item["box"]), (tuple(item["points"][0]), tuple(item["points"][1]))) for item in row[key])
-
-
-def read_samples(folder: str | Path) -> list[Row]:
-    """The rows of a finished evaluation.
-
-    Raises:
-        FileNotFoundError: the folder holds none.
-        UserError: a line that is no row; `FILE:ROW: why`.
-    """
-    return [row for _, row in read_rows(Path(folder) / SAMPLES)]
 
 
 def read_document(folder: str | Path, name: str) -> dict[str, Any]:

@@ -105,7 +105,7 @@ def write_failure(error: BaseException, folder: Path) -> str:
 
 
 def replace_folder(target: Path, scratch: Path) -> None:
-    """Puts a new folder in the place of an old one, or of a file, which comes back if that fails."""
+    """Replaces a folder or file by a new folder; on failure the old one is restored."""
     old = scratch.with_name(f"{scratch.name}-old")
     if target.exists():
         target.rename(old)

@@ -34,7 +34,7 @@ class Experience(Generic[PromptT]):
         prompt_index: Which prompt each completion follows.
         mask: True at completion tokens, (N, T).
         advantages: (N,).
-        old_logprobs: Under the policy before the step, (N, T); None where one minibatch makes them the current ones.
+        old_logprobs: Under the policy before the step, (N, T); None where one update makes them the current ones.
         ref_logprobs: Under the reference, (N, T); None without KL.
         rollout_logprobs: Under the engine that sampled, (N, T); None where nobody kept them.
     """

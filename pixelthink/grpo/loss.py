@@ -87,8 +87,8 @@ class LossInputs:
         ref_logprobs: The same under the frozen reference, (N, T), or None without KL.
         mask: True (or 1) at completion tokens, (N, T).
         advantages: One a completion, (N,).
-        entropy: Entropy of the policy at each token in nats, (N, T), or None without entropy bonus.
-        rollout_logprobs: Log-probabilities under the engine that sampled, (N, T); None without rollout correction.
+        entropy: Entropy of the policy at each token in nats, (N, T); None where it takes no part.
+        rollout_logprobs: Log-probabilities under the engine that sampled, (N, T); None where they are not known.
     """
 
     logprobs: Tensor

@@ -1,4 +1,4 @@
-"""Plain transformers models from trained ones: adapters merged, quantised weights unpacked."""
+"""Turns a trained policy into an ordinary transformers model: adapters merged, quantised weights unpacked."""
 
 from __future__ import annotations
 

@@ -203,7 +203,7 @@ class TokenBudget(LengthScore):
 class L1Exact(LengthScore):
     """L1 (LCPO-Exact): the response should have as many tokens as the prompt asks for; score −α·|used − target| ≤ 0.
 
-    Counted is the whole response with its end token, as in L1's `main_ppo.py`. The prompt asks where
+    The whole response counts, its end token too, as in L1's `main_ppo.py`. The prompt asks where
     `data.prompt.target` is set.
 
     Args:

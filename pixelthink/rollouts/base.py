@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from pixelthink.errors import UserError
 from pixelthink.types import PromptBatch, RolloutBatch
 
 if TYPE_CHECKING:
@@ -44,15 +45,15 @@ class SamplingConfig:
 
     def __post_init__(self) -> None:
         if self.group_size < 1 or self.max_new_tokens < 1:
-            raise ValueError("sampling: group_size and max_new_tokens must be at least 1")
+            raise UserError("sampling: group_size and max_new_tokens must be at least 1")
         if self.temperature < 0 or not 0 < self.top_p <= 1 or self.top_k < 0:
-            raise ValueError("sampling: temperature and top_k must not be negative, top_p must lie in (0, 1]")
+            raise UserError("sampling: temperature and top_k must not be negative, top_p must lie in (0, 1]")
         if self.temperature == 0 and self.group_size > 1:
-            raise ValueError("sampling: temperature 0 gives equal completions, so group_size must be 1")
+            raise UserError("sampling: temperature 0 gives equal completions, so group_size must be 1")
         if self.repetition_penalty is not None and not self.repetition_penalty > 0:
-            raise ValueError(f"sampling: repetition_penalty must be positive, got {self.repetition_penalty}")
+            raise UserError(f"sampling: repetition_penalty must be positive, got {self.repetition_penalty}")
         if self.uncertainty_top_k < 2:
-            raise ValueError("sampling: uncertainty_top_k must be at least 2, the uncertainty is a top-2 margin")
+            raise UserError("sampling: uncertainty_top_k must be at least 2, the uncertainty is a top-2 margin")
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,7 @@ class RolloutEngine(ABC):
 
     @property
     def sampler(self) -> RolloutEngine:
-        """The engine that samples and is handed weights: itself, or what is beneath one that only steers another."""
+        """The engine that samples and holds the weights: itself, or the one it wraps, as `FixedBudget` does."""
         return self
 
     @property
@@ -143,7 +144,7 @@ class RolloutEngine(ABC):
 
     @property
     def serves_adapters(self) -> bool:
-        """Whether it takes the policy's adapter as an adapter, beside base weights that it gets only once."""
+        """Whether it loads LoRA adapters separately; the base weights are sent only once then."""
         return False
 
     def sync(self, weights: Iterable[tuple[str, Tensor]], version: int, adapter: Path | None = None) -> SyncReport:

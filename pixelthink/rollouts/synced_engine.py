@@ -1,8 +1,8 @@
 """The only way to sample: a rollout engine together with the policy whose weights it must have.
 
 An engine such as vLLM holds weights of its own. `SyncedEngine` hands it the policy's before it samples, wherever they
-are due, and proves that they arrived (`pixelthink.rollouts.parity`). Nobody else holds the engine, so sampling from old
-weights cannot be written down. An engine that samples with the policy module itself passes through unchanged.
+are due, and proves that they arrived (`pixelthink.rollouts.parity`). No other object can reach the engine, so no code
+can sample from old weights. An engine that samples with the policy module itself passes through unchanged.
 """
 
 from __future__ import annotations

@@ -104,7 +104,7 @@ class GRPOModule(SegmentationModule):
         self.grpo = grpo
         self.sample_ahead = sample_ahead
         self.policy: nn.Module | None = None
-        self.begun_rollout: Any = None  # of a checkpoint, until the engine takes it back
+        self.begun_rollout: Any = None  # from a checkpoint; the engine takes it back at the first step
         self.reference_model: nn.Module | None = None  # where the reference is a model that the trainer places
 
     def configure_callbacks(self) -> list[Callback]:

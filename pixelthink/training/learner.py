@@ -18,7 +18,7 @@ from pixelthink.policies.base import PolicyBackbone
 from pixelthink.training.optim import OptimizerFactory, SchedulerFactory
 
 REFERENCE = "reference_model."
-"""Names of the reference's weights begin so. A checkpoint leaves them out: they are made anew from the start."""
+"""Prefix of the reference's weights. A checkpoint leaves them out: they are made anew from the start."""
 
 
 class TrainingDiverged(UserError):

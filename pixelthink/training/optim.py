@@ -75,7 +75,7 @@ class WarmupHoldDecay(LambdaLR):
     """Linear warm-up, a constant rate, then a linear decay.
 
     Args:
-        optimizer: Whose learning rates to scale.
+        optimizer: Has the learning rates that are scaled.
         total_steps: Steps of the whole run.
         warmup_steps: Steps until the full rate.
         decay_share: Share of the run, at its end, in which the rate falls.
@@ -104,7 +104,7 @@ class TransformersSchedule(LambdaLR):
     """A schedule of transformers by its name there, with its warm-up.
 
     Args:
-        optimizer: Whose learning rates to scale.
+        optimizer: Has the learning rates that are scaled.
         total_steps: Optimizer steps of the whole run.
         warmup_steps: Steps of linear warm-up.
         name: `cosine` decays to 0 along half a cosine, `linear` along a line; the others do not decay.

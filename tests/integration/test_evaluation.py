@@ -16,7 +16,8 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from pixelthink.cli.main import main
-from pixelthink.evaluation.results import read_document, read_samples
+from pixelthink.evaluation.finished_run import read_run
+from pixelthink.evaluation.results import read_document
 from pixelthink.geometry import decode_rle
 from pixelthink.metrics.functional import efficiency_scores
 from tests.http_server import Server
@@ -55,7 +56,7 @@ def untimed(value: dict[str, Any]) -> dict[str, Any]:
 
 def results(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Metrics and rows, without times."""
-    return untimed(read_document(folder / "out", "metrics.json")), [untimed(r) for r in read_samples(folder / "out")]
+    return untimed(read_document(folder / "out", "metrics.json")), [untimed(r) for r in read_run(folder / "out").rows]
 
 
 @pytest.fixture(scope="module")
@@ -126,7 +127,7 @@ def test_a_killed_run_goes_on_and_gives_the_same_numbers(whole: Path, tmp_path: 
     main(["test", *command(tmp_path)])
     assert "4 samples were answered before this run was interrupted" in capsys.readouterr().out
     assert results(tmp_path) == results(whole)
-    assert read_samples(tmp_path / "out")[:4] == answered  # with their times: they were not answered again
+    assert read_run(tmp_path / "out").rows[:4] == answered  # with their times: they were not answered again
     assert not part.exists()
 
 

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from pixelthink.cli.main import main
-from pixelthink.evaluation.results import read_document, read_samples
+from pixelthink.evaluation.finished_run import read_run
+from pixelthink.evaluation.results import read_document
 from tests.integration.test_evaluation import as_program, untimed
 from tests.support import ROOT
 
@@ -30,7 +31,7 @@ def test_vllm_gives_the_rows_of_transformers(stage: str, tmp_path: Path) -> None
     main([stage, *options(tmp_path / "transformers")])
     done = as_program(stage, *options(tmp_path / "vllm", "--model.rollout=VLLMEngine"))
     assert done.returncode == 0, done.stderr[-2000:]
-    ours, theirs = (read_samples(tmp_path / name) for name in ("vllm", "transformers"))
+    ours, theirs = (read_run(tmp_path / name).rows for name in ("vllm", "transformers"))
     assert len(ours) == 16
     for one, other in zip(ours, theirs, strict=True):
         assert one["uncertainty"] == pytest.approx(other["uncertainty"], abs=1e-5)

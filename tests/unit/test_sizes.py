@@ -14,7 +14,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 MAX_TOP_LEVEL, MAX_FILE, MAX_METHODS, MAX_FUNCTION = 10, 400, 24, 60
 WALKS = (
     ("data/collate.py", "training/grpo_module.py", "training/scorer.py", "grpo/loss.py", "training/learner.py"),
-    ("data/collate.py", "answering/answerer.py", "answering/segmenting.py"),
+    ("data/collate.py", "answering/answerer.py", "answering/acceptance.py", "answering/segmenting.py"),
 )
 """A sample's ways from YAML to the optimizer and from image to mask, as CONTRIBUTING names them."""
 

@@ -142,7 +142,7 @@ def headline(run: FinishedRun) -> Table:
 
 
 def label_of(name: str) -> str:
-    """A metric's name for people; one whose ratings are not the paper's says so."""
+    """Display name of a metric; it says "(reference)" where the ratings are not those of the paper's judge."""
     plain = name.removeprefix("reference_")
     return LABELS.get(plain, plain) + (" (reference)" if plain != name else "")
 

@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
 from pixelthink.errors import UserError
-from pixelthink.geometry import Target, box_iou, point_in_box
-from pixelthink.parsing import Answer, AnswerObject
+from pixelthink.geometry import Target
+from pixelthink.parsing import answer_list_json, parse_completion
 from pixelthink.rewards.base import Reward, RewardTerm
-from pixelthink.rewards.localization import box_l1
 from pixelthink.rewards.terms import named_terms, set_up, values_of
 from pixelthink.segmenters.base import Segmenter
 from pixelthink.types import Score, ScoringCase
 
 OWN_PARTS = ("format", "accuracy", "non_repeat")
 """Names of the released parts."""
-
-_UNREADABLE = frozenset({"missing_key", "not_a_list", "wrong_length", "not_a_number"})
 
 
 class VisionReasonerReward(Reward):
@@ -28,7 +26,7 @@ class VisionReasonerReward(Reward):
     * format: 1 for `<think>…</think><answer>…</answer>`, and the objects' mean of {box of four, point of two}.
     * accuracy: predicted and true objects are matched one to one so that the number of hits is greatest; a pair can
       have three: IoU, box distance, and point distance with the point in its own box. Hits / max(#predicted, #true).
-      An object without readable box or point makes the whole accuracy 0, as in the released code.
+      An entry that the released code cannot compute with makes the whole accuracy 0.
     * non_repeat: 0 where sentences, split at ".", repeat an earlier one twice or more.
 
     Of a target only the first point counts, the style has one point an object.
@@ -81,44 +79,79 @@ class VisionReasonerReward(Reward):
         return [Score(reward=sum(parts.values()), parts=parts) for parts in rows]
 
     def _own_parts(self, case: ScoringCase) -> dict[str, float]:
-        values = format_score(case.answer), self._accuracy(case), non_repeat(case.text)
+        values = format_score(case.text), self._accuracy(case), non_repeat(case.text)
         return dict(zip(OWN_PARTS, values, strict=True))
 
     def _accuracy(self, case: ScoringCase) -> float:
         """Hits of the best matching, per object of the longer list; 0 to 3."""
-        objects, targets = case.answer.objects, case.targets[: self.max_objects]
-        if not objects and not targets:
-            return self.no_target_accuracy if case.answer.failure is None else 0.0
-        if not objects or not targets or any(o.failure in _UNREADABLE for o in objects):
+        objects, targets = answer_list_json(case.text), case.targets[: self.max_objects]
+        if objects == [] and not targets:
+            return self.no_target_accuracy
+        try:
+            with np.errstate(all="ignore"):
+                hits = self._hits(objects, targets)
+            rows, columns = linear_sum_assignment(hits, maximize=True)
+        except (TypeError, LookupError, ValueError, ArithmeticError):
             return 0.0
-        hits = self._hits(objects[: self.max_objects], targets)
-        rows, columns = linear_sum_assignment(hits, maximize=True)
         return float(hits[rows, columns].sum()) / max(hits.shape)
 
-    def _hits(self, objects: Sequence[AnswerObject], targets: Sequence[Target]) -> np.ndarray:
-        """Hits of each predicted with each true object: float (P, T), each 0 to 3."""
-        return np.array([[self._hits_of(o, t) for t in targets] for o in objects], dtype=np.float64)
+    def _hits(self, objects: Any, targets: Sequence[Target]) -> np.ndarray:
+        """Hits of each predicted with each true object, float (P, T), each 0 to 3; raises where the released code does.
 
-    def _hits_of(self, found: AnswerObject, target: Target) -> int:
-        """Hits of one pair; a box or point that is not finite has none."""
-        box, point, hits = found.box_xyxy, found.point_xy, 0
-        if box is not None:
-            hits += box_iou(box, target.box_xyxy) > self.iou_threshold
-            hits += box_l1(box, target.box_xyxy) < self.box_threshold
-        if box is not None and point is not None and point_in_box(point, box):
-            hits += float(np.hypot(*np.subtract(point, target.points_xy[0]))) < self.point_threshold
-        return hits
+        Arrays take whatever JSON has, as there: `true` is 1, and integers that no int64 holds make arrays of objects.
+        """
+        boxes = np.array([item["bbox_2d"] for item in objects][: self.max_objects])
+        points = np.array([item["point_2d"] for item in objects][: self.max_objects])
+        true_boxes = whole_numbers([target.box_xyxy for target in targets])
+        true_points = whole_numbers([target.points_xy[0] for target in targets])
+        near = np.mean(np.abs(boxes[:, None, :] - true_boxes), axis=2) < self.box_threshold
+        close = np.sqrt(np.sum((points[:, None, :] - true_points) ** 2, axis=2)) < self.point_threshold
+        in_x = (points[:, 0] >= boxes[:, 0]) & (points[:, 0] <= boxes[:, 2])
+        in_y = (points[:, 1] >= boxes[:, 1]) & (points[:, 1] <= boxes[:, 3])
+        overlap = box_ious(boxes, true_boxes) > self.iou_threshold
+        return overlap.astype(float) + near.astype(float) + (close & (in_x & in_y)[:, None]).astype(float)
 
 
-def format_score(answer: Answer) -> float:
+def box_ious(boxes: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """IoU of each of P boxes (P, 4) with each of T (T, 4), with the +1 pixel convention: (P, T)."""
+    x1, y1, x2, y2 = np.split(boxes, 4, axis=1)
+    u1, v1, u2, v2 = (column.T for column in np.split(targets, 4, axis=1))
+    width = np.maximum(0, np.minimum(x2, u2) - np.maximum(x1, u1) + 1)
+    height = np.maximum(0, np.minimum(y2, v2) - np.maximum(y1, v1) + 1)
+    shared = width * height
+    return shared / ((x2 - x1 + 1) * (y2 - y1 + 1) + (u2 - u1 + 1) * (v2 - v1 + 1) - shared)
+
+
+def whole_numbers(rows: Sequence[Sequence[float]]) -> np.ndarray:
+    """An array, of int64 where all numbers are whole, as published truths are."""
+    array = np.array(rows, dtype=np.float64)
+    return array.astype(np.int64) if np.array_equal(array, np.trunc(array)) else array
+
+
+def format_score(text: str) -> float:
     """1 for the shape of the response plus, per object, 1 for a box of four and 1 for a point of two, averaged.
 
-    Summed in the released order, so that the last bit agrees too.
+    Summed in the released order, so that the last bit agrees too. An entry that is no object ends the sum there.
     """
-    per_object = 0.0
-    for item in answer.objects:
-        per_object += (float(item.box_listed) + float(item.point_listed)) / len(answer.objects)
-    return float(answer.think_ok) + per_object
+    shape = float(parse_completion(text, "visionreasoner").think_ok)
+    data, per_object = answer_list_json(text), 0.0
+    if not isinstance(data, list):
+        return shape  # of a JSON object the released code takes the keys, none of which has a box
+    for item in data:
+        if not isinstance(item, dict):
+            if isinstance(item, str | list) and not {"bbox_2d", "point_2d"} & _members(item):
+                continue
+            break
+        listed = (
+            isinstance(item.get(key), list) and len(item[key]) == n for key, n in (("bbox_2d", 4), ("point_2d", 2))
+        )
+        per_object += float(sum(listed)) / len(data)
+    return shape + per_object
+
+
+def _members(item: str | list[Any]) -> set[str]:
+    """Which of the two keys `in` finds in a text or list."""
+    return {key for key in ("bbox_2d", "point_2d") if key in item}
 
 
 def non_repeat(text: str) -> float:

@@ -26,6 +26,7 @@ from pixelthink.geometry import CoordinateFrame, Target
 from pixelthink.parsing import parse_completion
 from pixelthink.rewards.format import AnswerFormat, ThinkFormat
 from pixelthink.rewards.localization import BoxIoU, BoxL1, PointL1, released_box_iou
+from pixelthink.rewards.vision_reasoner import VisionReasonerReward
 from pixelthink.segmenters.sam2 import SAM2
 from pixelthink.types import Completion, Prompt, Sample, ScoringCase
 
@@ -70,6 +71,12 @@ WRAPS = (
 )  # fmt: skip
 
 
+TRUE_OBJECTS = (
+    {"bbox_2d": [100, 120, 300, 420], "point_2d": [150, 200]},
+    {"bbox_2d": [500, 20, 700, 90], "point_2d": [600, 50]},
+)
+
+
 def numbers(rng: random.Random, count: int) -> str:
     if rng.random() < 0.15:
         return rng.choice(WHOLE)
@@ -108,7 +115,11 @@ def list_text(rng: random.Random) -> str:
     items = []
     for _ in range(rng.choice([0, 1, 1, 1, 2, 3])):
         keys = ["bbox_2d", "point_2d"] if rng.random() < 0.85 else [rng.choice(["bbox_2d", "point_2d", "bbox"])]
-        pairs = [f'"{key}": {numbers(rng, 4 if "box" in key else 2)}' for key in keys]
+        honest, close = rng.choice(TRUE_OBJECTS), rng.random() < 0.6
+        pairs = [
+            f'"{key}": {near(rng, honest[key]) if close and key in honest else numbers(rng, 4 if "box" in key else 2)}'
+            for key in keys
+        ]
         items.append("{" + ", ".join(pairs) + "}" if rng.random() < 0.95 else rng.choice(WHOLE))
     body = (
         rng.choice(["{}", '"ab"', '""', "7", "null", "true"]) if rng.random() < 0.08 else "[" + ", ".join(items) + "]"
@@ -352,3 +363,80 @@ def test_an_intersection_of_one_pixel_counts_as_none() -> None:
     assert released_box_iou(line, line) == 0.0
     assert released_box_iou((0, 0, 9, 9), (9, 0, 18, 9)) == 0.0
     assert released_box_iou((0, 0, 9, 9), (8, 0, 17, 9)) == 20 / 180
+
+
+# The released reward of VisionReasoner, `verl/utils/reward_score/vision_reasoner.py`, pair by pair.
+
+
+def script_list_format(text: str) -> float:
+    total = float(re.fullmatch(r"<think>.*?</think>\s*<answer>.*?</answer>", text, re.DOTALL) is not None)
+    found, per_object = re.search(r"<answer>\s*(.*?)\s*</answer>", text, re.DOTALL), 0.0
+    try:
+        data = json.loads(found.group(1))  # type: ignore[union-attr]
+        for item in data:
+            listed = 0.0
+            for key, count in (("bbox_2d", 4), ("point_2d", 2)):
+                if key in item:
+                    value = item[key]
+                    listed += isinstance(value, list) and len(value) == count
+            per_object += listed / len(data)
+    except Exception:
+        return total + per_object
+    return total + per_object
+
+
+def script_list_accuracy(text: str) -> float:
+    from scipy.optimize import linear_sum_assignment
+
+    found = re.search(r"<answer>\s*(.*?)\s*</answer>", text, re.DOTALL)
+    try:
+        data = json.loads(found.group(1))  # type: ignore[union-attr]
+        boxes = np.array([item["bbox_2d"] for item in data][:120])
+        points = np.array([item["point_2d"] for item in data][:120])
+        if boxes.shape != (len(boxes), 4) or points.shape != (len(boxes), 2):
+            return 0.0
+        misses = np.array([[script_pair(b, p, t) for t in TRUE_OBJECTS] for b, p in zip(boxes, points, strict=True)])
+        rows, columns = linear_sum_assignment(misses)
+        return float((3.0 - misses[rows, columns]).sum() / max(len(boxes), len(TRUE_OBJECTS)))
+    except Exception:
+        return 0.0
+
+
+def script_pair(box: Any, point: Any, truth: dict[str, list[int]]) -> float:
+    """3 less the hits of one answered with one true object; one row of the released arrays at a time."""
+    a, b = box[None], np.array([truth["bbox_2d"]])
+    sides = [np.maximum(0, np.minimum(a[:, i + 2], b[:, i + 2]) - np.maximum(a[:, i], b[:, i]) + 1) for i in (0, 1)]
+    areas = [(c[:, 2] - c[:, 0] + 1) * (c[:, 3] - c[:, 1] + 1) for c in (a, b)]
+    shared = sides[0] * sides[1]
+    hits = float((shared / (areas[0] + areas[1] - shared) > 0.5)[0])
+    hits += float(np.mean(np.abs(box - b[0])) < 10)
+    near = np.sqrt(np.sum((point - np.array(truth["point_2d"])) ** 2)) < 30
+    inside = (point[0] >= box[0]) & (point[0] <= box[2]) & (point[1] >= box[1]) & (point[1] <= box[3])
+    return 3.0 - hits - float(near & inside)
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_the_reward_of_several_objects_is_the_released_one_on_broken_answers() -> None:
+    rng, reward, paid = random.Random(9), VisionReasonerReward(), 0
+    truth = tuple(
+        Target(tuple(map(float, o["bbox_2d"])), (tuple(map(float, o["point_2d"])),) * 2)  # type: ignore[arg-type]
+        for o in TRUE_OBJECTS
+    )
+    for _ in range(4000):
+        text = list_text(rng)
+        parts = reward.score(ScoringCase("a", text, parse_completion(text, "visionreasoner"), truth)).parts
+        assert parts["format"] == script_list_format(text), text
+        assert parts["accuracy"] == pytest.approx(script_list_accuracy(text), abs=1e-12), text
+        paid += parts["accuracy"] > 0
+    assert 500 < paid < 3500
+
+
+@pytest.mark.parametrize(
+    ("answer", "shape"),
+    [("[5, {0}]", 1.0), ("[null, {0}]", 1.0), ('["bbox_2d", {0}]', 1.0), ('["a", {0}]', 2.0), ("[{0}, 5]", 2.0)],
+)
+def test_an_entry_that_is_no_object_ends_the_released_sum(answer: str, shape: float) -> None:
+    text = f"<think>a</think><answer>{answer.format(json.dumps(TRUE_OBJECTS[0]))}</answer>"
+    assert script_list_format(text) == shape
+    case = ScoringCase("a", text, parse_completion(text, "visionreasoner"), ())
+    assert VisionReasonerReward().score(case).parts["format"] == shape

@@ -166,6 +166,16 @@ def point_in_box(point: Point, box: Box) -> bool:
     return box[0] <= point[0] <= box[2] and box[1] <= point[1] <= box[3]
 
 
+def box_is_outside(box: Box, width: int, height: int) -> bool:
+    """Whether a box has nothing in common with an area of width × height."""
+    return box[2] < 0 or box[3] < 0 or box[0] >= width or box[1] >= height
+
+
+def box_reaches_beyond(box: Box, width: int, height: int) -> bool:
+    """Whether a corner of a box lies outside an area of width × height."""
+    return min(box) < 0 or max(box[0], box[2]) > width or max(box[1], box[3]) > height
+
+
 def mask_box(mask: np.ndarray) -> Box:
     """Tight box of a mask, both corners inside.
 

@@ -1,25 +1,32 @@
 """Which responses a protocol can segment, and where it sends the segmenter.
 
-Evaluators disagree about malformed answers as much as about masks, so the rule belongs to the protocol:
-
-- `"pixelthink"`, ours: every number has to be there, finite, and a number; objects are cut at the image's edges.
+- `"pixelthink"`, ours: every number has to be there and finite; objects are cut at the image's edges.
 - `"segzero"`, the released evaluation (Seg-Zero, `evaluation_scripts/evaluation.py` and, for lists of objects,
   `evaluation_visionreasoner.py`): numeric strings and fractions are truncated by `int()`, keys need only contain "bbox"
-  and "points", `<think>` must hold something and no "<", corners are rounded to whole pixels, and nothing is cut at the
-  edges.
+  and "points", `<think>` must hold something and no "<", corners are rounded, and nothing is cut at the edges.
 
 An answer that a rule refuses gets an empty mask and the reason. No answer is left out.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 from pixelthink.failures import Cause, Flaw
-from pixelthink.geometry import Box, CoordinateFrame, Point, Target, clip_target, point_in_box
+from pixelthink.geometry import (
+    Box,
+    CoordinateFrame,
+    Point,
+    Target,
+    box_is_outside,
+    box_reaches_beyond,
+    clip_target,
+    point_in_box,
+)
 from pixelthink.parsing import Answer, Failure, answer_list_json, single_answer_json
 from pixelthink.types import Prompt
 
@@ -28,7 +35,7 @@ Acceptance = Literal["pixelthink", "segzero"]
 
 _RELEASED_THINK = re.compile(r"<think>[^<]+</think>")
 _LARGEST = 3e38
-"""Coordinates beyond have no float32 number, so that the released script gets no mask."""
+"""Coordinates beyond have no float32 number, so that SAM 2 gives an empty mask in the released script."""
 
 
 @dataclass(frozen=True)
@@ -80,18 +87,16 @@ def checked_objects(prompt: Prompt, answer: Answer) -> AnsweredObjects:
     written = [(o.box_xyxy, (o.point_xy, o.point_xy)) for o in answer.objects]
     if not written and answer.box_xyxy is not None and answer.points_xy is not None:
         written = [(answer.box_xyxy, (answer.points_xy[0], answer.points_xy[-1]))]
-    size = prompt.sample.image.size
-    inside: list[Target] = []
-    flaws: set[Flaw] = set()
+    size, inside, flaws = prompt.sample.image.size, list[Target](), set[Flaw]()
     for box, points in written:
         target = Target(cast("Box", box), cast("tuple[Point, Point]", points))
         in_pixels = prompt.frame.target_to_original(target)
-        if _is_outside(in_pixels.box_xyxy, *size):
+        if box_is_outside(in_pixels.box_xyxy, *size):
             flaws.add("object_outside_image")
             continue
         if not all(point_in_box(point, target.box_xyxy) for point in target.points_xy):
             flaws.add("points_off_box")
-        if _is_beyond(target.box_xyxy, *prompt.frame.answer_size):
+        if box_reaches_beyond(target.box_xyxy, *prompt.frame.answer_size):
             flaws.add("box_beyond_image")
         inside.append(clip_target(in_pixels, *size))
     if written and not inside:
@@ -104,19 +109,21 @@ def _released_objects(prompt: Prompt, text: str, answer: Answer) -> AnsweredObje
     several, frame = prompt.answer_style == "visionreasoner", prompt.frame
     count: Literal[1, 2] = 1 if several else 2
     try:
-        objects = _released_list(text, answer, frame) if several else (_released_single(text, answer, frame),)
+        written = _released_list(text, answer, frame) if several else (_released_single(text, answer, frame),)
+        objects = tuple(target for target in written if _is_finite(target))
+        if written and not objects:
+            raise _Refused("not_finite")
     except _Refused as refused:
         failure: Failure = refused.args[0]
         detail = "" if answer.failure is not None else ", which the rule pixelthink would have read"
         return AnsweredObjects((), count, failure, f"refused by the released rule of segzero{detail}")
-    flaws: set[Flaw] = set()
-    size = prompt.sample.image.size
+    size, flaws = prompt.sample.image.size, set[Flaw](["object_outside_image"] if len(objects) < len(written) else [])
     for target in objects:
         if not all(point_in_box(point, target.box_xyxy) for point in target.points_xy):
             flaws.add("points_off_box")
-        if _is_outside(target.box_xyxy, *size):
+        if box_is_outside(target.box_xyxy, *size):
             flaws.add("object_outside_image")
-        elif _is_beyond(target.box_xyxy, *size):
+        elif box_reaches_beyond(target.box_xyxy, *size):
             flaws.add("box_beyond_image")
     return AnsweredObjects(objects, count, flaws=tuple(sorted(flaws)))
 
@@ -174,9 +181,7 @@ def _pixels(values: Sequence[Any], frame: CoordinateFrame, scaled: Callable[[Any
             raise _Refused("not_finite" if isinstance(value, float) else "not_a_number") from None
         except OverflowError:
             raise _Refused("not_finite") from None
-        if abs(pixel) > _LARGEST:
-            raise _Refused("not_finite")
-        found.append(float(pixel))
+        found.append(float(pixel) if abs(pixel) <= _LARGEST else math.inf)
     return found
 
 
@@ -190,11 +195,5 @@ def _rounded_half_up(value: Any, factor: float) -> int:
     return int(value * factor + 0.5)
 
 
-def _is_outside(box: Box, width: int, height: int) -> bool:
-    """Whether a box has nothing in common with an area of width × height."""
-    return box[2] < 0 or box[3] < 0 or box[0] >= width or box[1] >= height
-
-
-def _is_beyond(box: Box, width: int, height: int) -> bool:
-    """Whether a corner of a box lies outside an area of width × height."""
-    return min(box) < 0 or max(box[0], box[2]) > width or max(box[1], box[3]) > height
+def _is_finite(target: Target) -> bool:
+    return all(math.isfinite(value) for value in (*target.box_xyxy, *target.points_xy[0], *target.points_xy[1]))

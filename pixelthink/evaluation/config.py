@@ -82,9 +82,11 @@ class EvaluationConfig:
             for name, (value, rule) in asked.items()
             if rule and value and value != rule
         ]
-        penalty = self.sampling.repetition_penalty
-        if protocol.checkpoint_penalty and penalty is not None:
-            found.append(f"model.evaluation.sampling.repetition_penalty is {penalty:g}, not the checkpoint's")
+        sampling, name = self.sampling, "model.evaluation.sampling"
+        if protocol.checkpoint_penalty and sampling.repetition_penalty is not None:
+            found.append(f"{name}.repetition_penalty is {sampling.repetition_penalty:g}, not the checkpoint's")
+        if protocol.is_greedy and sampling.temperature > 0:
+            found.append(f"{name}.temperature is {sampling.temperature:g}, not 0")
         return found
 
 

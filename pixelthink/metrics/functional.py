@@ -37,6 +37,7 @@ class Protocol:
         acceptance: Which answers are read, see `pixelthink.answering.acceptance`.
         checkpoint_penalty: Whether answers are sampled with the repetition penalty of the checkpoint's
             `generation_config.json`, as Hugging Face `generate` does.
+        is_greedy: Whether the most likely token is always taken.
         resize: How images are brought to the model's size; "" where the evaluator does not say.
         autocast: Precision in which the segmenter runs; "" where the evaluator does not say.
     """
@@ -48,6 +49,7 @@ class Protocol:
     ciou_epsilon: float = 0.0
     acceptance: Acceptance = "pixelthink"
     checkpoint_penalty: bool = False
+    is_greedy: bool = False
     resize: str = ""
     autocast: str = ""
 
@@ -60,6 +62,7 @@ PROTOCOLS: dict[str, Protocol] = {
         both_empty=0.0,
         acceptance="segzero",
         checkpoint_penalty=True,
+        is_greedy=True,
         resize="bilinear",
         autocast="bfloat16",
     ),

@@ -97,7 +97,7 @@ class L1Reward(PixelThinkReward):
         terms: The terms, as of `PixelThinkReward`; those that are not in `correct` are logged only.
 
     Raises:
-        UserError: there is no such term.
+        UserError: there is no such term, or every reward would be 0.
     """
 
     def __init__(
@@ -111,6 +111,8 @@ class L1Reward(PixelThinkReward):
             raise UserError(
                 f"L1Reward: correct must name terms among {', '.join(self.terms)}; got {', '.join(correct)}"
             )
+        if isinstance(self.length, L1Exact) and not self.length.additive:
+            raise UserError("L1Reward: with L1Exact(additive=False) every reward is 0: leave additive on, or use L1Max")
         self.correct = tuple(correct)
 
     def accuracy(self, parts: Mapping[str, float]) -> float:

@@ -68,7 +68,8 @@ class ReleasedBudget(LengthScore):
             "reasoning_tokens", the tokens inside `<think>`.
 
     Raises:
-        UserError: if the thresholds are out of order, the slope is not positive, or the mode is unknown.
+        UserError: if the thresholds are out of order, a budget or the weight is negative, the slope is not positive, or
+            the mode is unknown.
     """
 
     def __init__(
@@ -83,6 +84,9 @@ class ReleasedBudget(LengthScore):
     ) -> None:
         if not easy_threshold <= hard_threshold:
             raise UserError("ReleasedBudget: easy_threshold must not exceed hard_threshold")
+        for name, value in (("easy_budget", easy_budget), ("hard_budget", hard_budget)):
+            _not_negative("ReleasedBudget", name, value)
+        _not_negative("ReleasedBudget", "uncertainty_weight", uncertainty_weight)
         if not slope > 0:
             raise UserError(f"ReleasedBudget: slope must be positive, got {slope}")
         self.easy_threshold = easy_threshold
@@ -214,13 +218,19 @@ class L1Exact(LengthScore):
     """
 
     def __init__(self, target_tokens: int | None = None, alpha: float = 0.0003, additive: bool = True) -> None:
+        _check_l1("L1Exact", target_tokens, alpha)
         self.target_tokens = target_tokens
         self.alpha = alpha
         self.additive = additive
 
     def __call__(self, case: ScoringCase) -> LengthResult:
-        """Raises UserError where nobody counted the response's tokens or said how many there should be."""
+        """Raises UserError where nobody counted the response's tokens, or the prompt asks for no exact number."""
         used, target = _response_tokens(case), _token_target(case, self.target_tokens, at_most=False)
+        if target.at_most:
+            raise UserError(
+                f"sample {case.id}: the prompt asks for at most {target.tokens} tokens, which L1Exact does not score: "
+                "use L1Max, or set data.prompt.target.rule to exact"
+            )
         return LengthResult(l1_exact(used, target.tokens, self.alpha), used, target.tokens, self.additive)
 
     def combine(self, accuracy: float, length: LengthResult) -> float:
@@ -242,6 +252,7 @@ class L1Max(LengthScore):
     """
 
     def __init__(self, target_tokens: int | None = None, alpha: float = 0.0003, multiplicative: bool = True) -> None:
+        _check_l1("L1Max", target_tokens, alpha)
         self.target_tokens = target_tokens
         self.alpha = alpha
         self.multiplicative = multiplicative
@@ -298,6 +309,17 @@ def _within(case: ScoringCase, name: str, value: float, low: float, high: float)
     if not low <= value <= high:
         raise UserError(f"sample {case.id}: {name} must lie in [{low}, {high}], got {value}")
     return value
+
+
+def _not_negative(owner: str, name: str, value: float) -> None:
+    if not (math.isfinite(value) and value >= 0):
+        raise UserError(f"{owner}: {name} must be a finite number, not negative, got {value}")
+
+
+def _check_l1(owner: str, target_tokens: int | None, alpha: float) -> None:
+    _not_negative(owner, "alpha", alpha)
+    if target_tokens is not None and target_tokens < 1:
+        raise UserError(f"{owner}: target_tokens must be at least 1, got {target_tokens}")
 
 
 def _response_tokens(case: ScoringCase) -> int:

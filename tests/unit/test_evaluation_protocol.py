@@ -51,12 +51,13 @@ def test_every_difference_from_the_protocol_is_said() -> None:
     assert EvaluationConfig("segzero").deviations("bilinear", "bfloat16") == []
     assert EvaluationConfig("segzero").deviations(None, None) == []
     assert EvaluationConfig("lisa").deviations("bicubic", "none") == []
-    sampling = SamplingConfig(1, 10, 0.0, repetition_penalty=1.0)
+    sampling = SamplingConfig(1, 10, 0.7, repetition_penalty=1.0)
     assert EvaluationConfig("segzero", "pixelthink", sampling=sampling).deviations("bicubic", "none") == [
         "data.resize is bicubic, not bilinear",
         "model.segmenter.autocast is none, not bfloat16",
         "model.evaluation.acceptance is pixelthink, not segzero",
         "model.evaluation.sampling.repetition_penalty is 1, not the checkpoint's",
+        "model.evaluation.sampling.temperature is 0.7, not 0",
     ]
 
 

@@ -1,14 +1,17 @@
 """Length scores: by hand, against the released functions, and what holds for all inputs."""
 
 import math
+import re
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pixelthink.errors import UserError
 from pixelthink.parsing import parse_completion
 from pixelthink.rewards.base import LengthResult, LengthScore
+from pixelthink.rewards.composite import L1Reward
 from pixelthink.rewards.length import L1Exact, L1Max, NoLengthScore, ReleasedBudget, TokenBudget, l1_exact, l1_max
 from pixelthink.types import ScoringCase, TokenTarget
 from tests.support import golden_rows
@@ -197,3 +200,31 @@ def test_l1_bounds(used: int, target: int, alpha: float) -> None:
     assert l1_exact(used, target, alpha) <= 0.0
     assert 0.0 <= l1_max(used, target, alpha) <= 1.0
     assert l1_max(target, target, alpha) == 0.5
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: L1Exact(alpha=-1.0), "L1Exact: alpha must be a finite number, not negative"),
+        (lambda: L1Max(alpha=float("nan")), "L1Max: alpha must be a finite number"),
+        (lambda: L1Max(target_tokens=-5), "L1Max: target_tokens must be at least 1"),
+        (lambda: ReleasedBudget(easy_budget=-10.0), "ReleasedBudget: easy_budget must be a finite number"),
+        (lambda: ReleasedBudget(hard_budget=float("nan")), "ReleasedBudget: hard_budget must be a finite number"),
+        (lambda: ReleasedBudget(uncertainty_weight=-25.0), "ReleasedBudget: uncertainty_weight must be"),
+        (lambda: L1Reward(length=L1Exact(additive=False)), "every reward is 0"),
+    ],
+)
+def test_numbers_that_make_no_length_rule_are_refused(make: Any, message: str) -> None:
+    with pytest.raises(UserError, match=re.escape(message)):
+        make()
+
+
+def test_l1_exact_does_not_score_a_prompt_that_asks_for_at_most() -> None:
+    asked = ScoringCase(
+        "s1", "", parse_completion(""), (), response_tokens=50, token_target=TokenTarget(100, at_most=True)
+    )
+    with pytest.raises(
+        UserError, match="sample s1: the prompt asks for at most 100 tokens, which L1Exact does not score"
+    ):
+        L1Exact()(asked)
+    assert L1Max(alpha=0.01)(asked).score == pytest.approx((0.5 + 1) / 2)

@@ -160,7 +160,7 @@ def script_list(text: str, x: float, y: float) -> tuple[list[list[int]], list[li
 
 
 def usable(values: Any) -> bool:
-    """Whether the released script gets a mask for these numbers: beyond float32 they are infinite."""
+    """Whether the released script gets a mask for these numbers; beyond float32 they are infinite, and it is empty."""
     return bool(np.isfinite(torch.as_tensor(values, dtype=torch.float).numpy()).all())
 
 
@@ -173,8 +173,10 @@ def script_objects(text: str, style: str, size: tuple[int, int]) -> tuple[Target
             found = [(box, points)]
         else:
             found = [(box, [point, point]) for box, point in zip(*script_list(text, x, y), strict=True)]
-        if not all(usable(box) and usable(points) for box, points in found):
+        kept = [(box, points) for box, points in found if usable(box) and usable(points)]
+        if found and not kept:
             return None
+        found = kept
     except Exception:
         return None
     return tuple(_target(box, points) for box, points in found)

@@ -10,7 +10,8 @@ in the checked format (see tools/prepare_data.py). The download is checked again
 it was interrupted when the same command is given again. HF_ENDPOINT names another hub, HF_TOKEN a key. Sets without a
 hub location are got by hand and converted with --from.
 
-Exit code 0; 1 where no sample could be used; 2 with one line on standard error where something is wrong.
+Exit code 0; 1 where no sample or no rating could be used; 2 with one line on standard error where something is wrong,
+also where an option would do nothing.
 """
 
 from __future__ import annotations
@@ -39,18 +40,21 @@ from pixelthink.data.published_sets import (
 from pixelthink.errors import MissingFileError, UserError
 from pixelthink.files.atomic import atomic_file
 
+OPTIONS = ("from", "images", "split", "split_by", "root", "revision", "convert", "workers")
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
     try:
         options = build_parser().parse_args(arguments)
+        if options.name not in ("list", DIFFICULTY, *PUBLISHED):
+            raise UserError(f"there is no set {options.name!r}; there are {', '.join([*PUBLISHED, DIFFICULTY])}")
+        refuse_idle(options)
         if options.name == "list":
             print_list()
             return 0
         if options.name == DIFFICULTY:
-            return get_difficulty(options["from"], Path(options.root))
-        if options.name not in PUBLISHED:
-            raise UserError(f"there is no set {options.name!r}; there are {', '.join([*PUBLISHED, DIFFICULTY])}")
+            return get_difficulty(options["from"], root_of(options))
         return get(options.name, PUBLISHED[options.name], options)
     except (ArgumentError, UserError, OSError) as error:
         print(f"error: {' '.join(str(error).split())[:500]}", file=sys.stderr)
@@ -65,12 +69,53 @@ def build_parser() -> ArgumentParser:
     parser.add_argument("--images", type=str, help="Folder of the images, where the set has them elsewhere.")
     parser.add_argument("--split", type=str, help="Split, for sets with several.")
     parser.add_argument("--split_by", type=str, help="Who made the splits of RefCOCO, RefCOCO+ or RefCOCOg.")
-    root = os.environ.get("PIXELTHINK_DATA", "data")
-    parser.add_argument("--root", type=str, default=root, help="Folder of all sets; PIXELTHINK_DATA by default.")
-    parser.add_argument("--revision", type=str, default="main", help="Branch, tag or commit on the hub.")
-    parser.add_argument("--convert", type=bool, default=True, help="Write the checked format too.")
-    parser.add_argument("--workers", type=int, default=1, help="Processes that convert.")
+    parser.add_argument("--root", type=str, help="Folder of all sets; PIXELTHINK_DATA, or data, by default.")
+    parser.add_argument("--revision", type=str, help="Branch, tag or commit on the hub; main by default.")
+    parser.add_argument("--convert", type=bool | None, help="Write the checked format too; true by default.")
+    parser.add_argument("--workers", type=int | None, help="Processes that convert; 1 by default.")
     return parser
+
+
+def refuse_idle(options: Namespace) -> None:
+    """Refuses options that the named set cannot use.
+
+    Raises:
+        UserError: one line that names each of them and says why.
+    """
+    idle = idle_options(options)
+    if given := [option for option in OPTIONS if options[option] is not None and option in idle]:
+        raise UserError("; ".join(f"--{option} would do nothing, {idle[option]}" for option in given))
+
+
+def idle_options(options: Namespace) -> dict[str, str]:
+    """The options that would do nothing, and why."""
+    name = options.name
+    if name == "list":
+        return dict.fromkeys(OPTIONS, "list takes no options")
+    if name == DIFFICULTY:
+        others = (option for option in OPTIONS if option not in ("from", "root"))
+        return dict.fromkeys(others, f"{DIFFICULTY} is a file that is copied; it takes --from and --root only")
+    entry, idle = PUBLISHED[name], dict[str, str]()
+    if options.convert is False:
+        idle |= dict.fromkeys(("images", "split", "split_by", "workers"), "nothing is converted with --convert false")
+    lacks = {
+        "images": f"{name} has no images elsewhere",
+        "split": f"{name} has no splits to choose from",
+        "split_by": f"{name} has no splits to choose from",
+    }
+    idle |= {option: why for option, why in lacks.items() if option not in entry.takes}
+    if entry.hub is None:
+        idle["revision"] = f"{name} has no hub location"
+    elif options["from"] is not None:
+        idle["revision"] = "nothing is downloaded with --from"
+    if options["from"] is not None and options.convert is False:
+        idle["convert"] = "there is nothing to do with --from but to convert"
+    return idle
+
+
+def root_of(options: Namespace) -> Path:
+    """Folder of all sets."""
+    return Path(os.environ.get("PIXELTHINK_DATA", "data") if options.root is None else options.root)
 
 
 def print_list() -> None:
@@ -84,36 +129,40 @@ def print_list() -> None:
 
 def get(name: str, entry: PublishedSet, options: Namespace) -> int:
     """Downloads a set, or takes what is local, and converts it; returns the exit code."""
-    root, source_name = Path(options.root), name
+    root, source_name = root_of(options), name
     if options["from"] is not None:
         path = existing(options["from"])
     elif entry.hub is None:
         raise UserError(f"{name} has no hub location ({entry.source}); convert what you have with --from FOLDER")
     else:
         path = root / name
-        made = download(entry.hub, path, options.revision)
-        print(f"{path}: {entry.hub} at {made.commit}, {len(made.files)} files, {made.size / 1e6:.1f} MB, digests agree")
+        made = download(entry.hub, path, options.revision or "main")
+        size = sum(made.sizes.values()) / 1e6
+        print(f"{path}: {entry.hub} at {made.commit}, {len(made.files)} files, {size:.1f} MB, digests agree")
         source_name = f"{name}@{made.commit[:12]}"
-    if not options.convert:
+    if options.convert is False:
         return 0
-    split = options.split or entry.split
-    if split is not None and entry.split is None:
-        raise UserError(f"{name} has no splits to choose from; leave --split out")
+    split = entry.split if options.split is None else options.split
     images = None if options.images is None else existing(options.images)
     source = entry.open(Local(path, images, split, options.split_by))
     source.setup()
     licence = None if entry.licence == UNKNOWN else entry.licence
     output = root / "checked" / (name if split is None else f"{name}_{split}")
-    return convert(source, output, PrepareOptions(source_name, licence, workers=options.workers), 24)
+    workers = 1 if options.workers is None else options.workers
+    return convert(source, output, PrepareOptions(source_name, licence, workers=workers), 24)
 
 
 def get_difficulty(given: str | None, root: Path) -> int:
-    """Copies the released ratings to where the configs look for them, and says what is in them."""
+    """Copies the released ratings to where the configs look for them; returns the exit code."""
     if given is None:
         raise UserError(f"{DIFFICULTY} has no hub location ({DIFFICULTY_SOURCE}); give the file with --from")
     path = existing(given)
     path = existing(str(path / DIFFICULTY_FILE)) if path.is_dir() else path
     table = read_table(path)
+    if not table.usable:
+        faults = "; ".join(table.complaints()) or "the list is empty"
+        print(f"error: {path}: no usable rating, so nothing was copied: {faults}", file=sys.stderr)
+        return 1
     with path.open("rb") as original, atomic_file(root / DIFFICULTY_FILE) as copy:
         shutil.copyfileobj(original, copy)
     print(f"{root / DIFFICULTY_FILE}: {len(table.usable)} usable ratings")

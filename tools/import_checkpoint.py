@@ -22,7 +22,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 from torch import Tensor
 
 from pixelthink.errors import MissingFileError, UserError
-from pixelthink.files.fsdp_shards import ShardedCheckpoint
+from pixelthink.files.fsdp_shards import ShardedCheckpoint, count_not_finite
 from pixelthink.files.model_folder import write_model_folder
 
 
@@ -59,10 +59,17 @@ def import_checkpoint(checkpoint: Path, output: Path, base: str | None, dtype: s
 
 
 def weights(shards: ShardedCheckpoint, dtype: str | None) -> Iterator[tuple[str, Tensor]]:
-    """Name and tensor of each weight, floating-point ones rounded to `dtype`."""
+    """Name and tensor of each weight, floating-point ones rounded to `dtype`.
+
+    Raises:
+        UserError: a value is too large for `dtype`; names the weight.
+    """
     for name, tensor in shards.tensors():
-        rounded = dtype is not None and tensor.is_floating_point()
-        yield name, tensor.to(getattr(torch, str(dtype))) if rounded else tensor
+        if dtype is not None and tensor.is_floating_point():
+            tensor = tensor.to(getattr(torch, dtype))
+            if wrong := count_not_finite(tensor):
+                raise UserError(f"--dtype: {wrong} values of {name} are too large for {dtype}; take float32 or keep")
+        yield name, tensor
 
 
 def fits_its_class(folder: Path) -> None:

@@ -28,13 +28,13 @@ class Download:
         repo: `OWNER/NAME` of the data set.
         commit: The revision, as a commit hash.
         files: Digest of each file as the hub gives it: SHA-256 of large files, git's blob hash of small ones.
-        size: Bytes of all files.
+        sizes: Bytes of each file.
     """
 
     repo: str
     commit: str
     files: dict[str, str]
-    size: int
+    sizes: dict[str, int]
 
 
 def download(repo: str, folder: Path, revision: str = "main") -> Download:
@@ -49,12 +49,14 @@ def download(repo: str, folder: Path, revision: str = "main") -> Download:
         revision: Branch, tag or commit.
 
     Returns:
-        What lies there. Where the folder has this data set already, nothing is asked for.
+        What lies there. Where the folder has this data set already, nothing is asked for, but every file's size and
+        digest is compared with what was recorded.
 
     Raises:
         UserError: the folder holds something else, or another revision than a commit that was asked for.
         FileError: the hub cannot be reached, refuses, or gave a file that is not what it announced; that file is
-            deleted, so that the same call asks for it again. One line that names repository and file.
+            deleted, so that the same call asks for it again. Or a file of an earlier download is missing or has
+            changed since; it stays as it is. One line that names repository and file.
     """
     if folder.exists():
         return _known(repo, folder, revision)
@@ -66,26 +68,37 @@ def download(repo: str, folder: Path, revision: str = "main") -> Download:
         raise
     except Exception as error:  # the client raises errors of its own, of its HTTP library and of the system
         raise FileError(f"hub: {repo} at {revision!r} cannot be downloaded: {brief(error, 300)}") from error
-    for file in files:
-        _verify(repo, file, scratch)
-    shutil.rmtree(scratch / ".cache", ignore_errors=True)
     digests = {file.path: file.lfs.sha256 if file.lfs else str(file.blob_id) for file in files}
-    made = Download(repo, commit, digests, sum(file.size for file in files))
+    made = Download(repo, commit, digests, {file.path: file.size for file in files})
+    for name in made.files:
+        if fault := _fault(made, name, scratch):
+            (scratch / name).unlink(missing_ok=True)
+            raise FileError(f"hub: {repo}: {name} {fault}; the same command asks for it again")
+    shutil.rmtree(scratch / ".cache", ignore_errors=True)
     write_atomically(scratch / RECORD, json.dumps(asdict(made), indent=1))
     scratch.rename(folder)
     return made
 
 
 def _known(repo: str, folder: Path, revision: str) -> Download:
-    """What an earlier call has put into a folder."""
+    """What an earlier call has put into a folder, once it is found unchanged."""
     if not (folder / RECORD).is_file():
         raise UserError(f"{folder}: exists already and was not downloaded by this program; move it, or use --from")
     try:
         found = Download(**read_json(folder / RECORD))
-    except TypeError:
-        raise FileError(f"{folder / RECORD}: not the record of a download") from None
+        complete = bool(found.files) and found.files.keys() == found.sizes.keys()
+    except (TypeError, AttributeError):
+        complete = False
+    if not complete:
+        raise FileError(f"{folder / RECORD}: not the record of a download; move {folder} away to download it again")
     if found.repo != repo or (revision != "main" and not found.commit.startswith(revision)):
         raise UserError(f"{folder}: holds {found.repo} at {found.commit}; move it to get {repo} at {revision}")
+    for name in found.files:
+        if fault := _fault(found, name, folder):
+            raise FileError(
+                f"{folder / name} {fault}; put the file back as it was downloaded, or move {folder} away and give the "
+                "same command again"
+            )
     return found
 
 
@@ -115,21 +128,20 @@ def _fetch(repo: str, commit: str, folder: Path) -> None:
     snapshot_download(repo, **options)
 
 
-def _verify(repo: str, file: RepoFile, folder: Path) -> None:
-    """Refuses and deletes a file that is not what the hub announced."""
-    path = folder / file.path
-    if file.lfs is not None:
-        digest, expected = hashlib.sha256(), file.lfs.sha256
-    else:  # as git names its blobs
-        digest, expected = hashlib.sha1(b"blob %d\0" % file.size, usedforsecurity=False), str(file.blob_id)
+def _fault(made: Download, name: str, folder: Path) -> str | None:
+    """What is wrong with a file of a download; None where size and digest are those of the hub."""
+    path, size, expected = folder / name, made.sizes[name], made.files[name]
     if not path.is_file():
-        raise FileError(f"hub: {repo}: {file.path} is missing after the download; give the same command again")
+        return "is missing"
+    if (found := path.stat().st_size) != size:
+        return f"is damaged: it has {found} bytes, the hub says {size}"
+    if len(expected) == hashlib.sha256().digest_size * 2:
+        digest = hashlib.sha256()
+    else:  # as git names its blobs
+        digest = hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
     with path.open("rb") as stream:
         while block := stream.read(1 << 20):
             digest.update(block)
     if digest.hexdigest() != expected:
-        path.unlink()
-        raise FileError(
-            f"hub: {repo}: {file.path} is damaged: its digest is {digest.hexdigest()}, the hub says {expected}; it was "
-            "deleted, the same command asks for it again"
-        )
+        return f"is damaged: its digest is {digest.hexdigest()}, the hub says {expected}"
+    return None

@@ -54,6 +54,7 @@ class PublishedSet:
         open: The source that reads it.
         hub: `OWNER/NAME` on the Hugging Face hub; None where the released code and READMEs name no hub location.
         split: Default of `Local.split` for sets with several splits.
+        takes: Fields of `Local` that `open` uses beside the path.
         size: As far as it is known without asking anyone.
         licence: As far as its publishers state one.
     """
@@ -63,6 +64,7 @@ class PublishedSet:
     open: Callable[[Local], SampleSource]
     hub: str | None = None
     split: str | None = None
+    takes: tuple[str, ...] = ()
     size: str = UNKNOWN
     licence: str = UNKNOWN
 
@@ -95,6 +97,7 @@ _SEG_ZERO = "Seg-Zero's README"
 _LISA = "by hand: the Google Drive folder in LISA's README"
 _DRIVE = "by hand: the Google Drive folder in PixelThink's README"
 _REFER = "by hand: the archived copies of refer's files (refs(…).p, instances.json) in LISA's README; COCO's train2014"
+_REFER_TAKES = ("images", "split", "split_by")
 
 PUBLISHED: dict[str, PublishedSet] = {
     "refCOCOg_2k_840": PublishedSet(
@@ -140,11 +143,19 @@ PUBLISHED: dict[str, PublishedSet] = {
         "Ricky06662/ReasonSeg_test",
         size="779 images",
     ),
-    "ReasonSeg-Diff_val": PublishedSet("difficulty and reasoning for ReasonSeg's val set", _DRIVE, _reasonseg_diff),
-    "ReasonSeg-Diff_test": PublishedSet("difficulty and reasoning for ReasonSeg's test set", _DRIVE, _reasonseg_diff),
-    "refcoco": PublishedSet("RefCOCO: splits train, val, testA, testB", _REFER, _refcoco, split="val"),
-    "refcoco+": PublishedSet("RefCOCO+: splits train, val, testA, testB", _REFER, _refcoco, split="val"),
-    "refcocog": PublishedSet("RefCOCOg: splits train, val, test", _REFER, _refcoco, split="val"),
+    "ReasonSeg-Diff_val": PublishedSet(
+        "difficulty and reasoning for ReasonSeg's val set", _DRIVE, _reasonseg_diff, takes=("images",)
+    ),
+    "ReasonSeg-Diff_test": PublishedSet(
+        "difficulty and reasoning for ReasonSeg's test set", _DRIVE, _reasonseg_diff, takes=("images",)
+    ),
+    "refcoco": PublishedSet(
+        "RefCOCO: splits train, val, testA, testB", _REFER, _refcoco, split="val", takes=_REFER_TAKES
+    ),
+    "refcoco+": PublishedSet(
+        "RefCOCO+: splits train, val, testA, testB", _REFER, _refcoco, split="val", takes=_REFER_TAKES
+    ),
+    "refcocog": PublishedSet("RefCOCOg: splits train, val, test", _REFER, _refcoco, split="val", takes=_REFER_TAKES),
 }
 """Ids and names as the released code and READMEs give them (Seg-Zero 42a3345, PixelThink 052d9de, LISA 022a8bc).
 

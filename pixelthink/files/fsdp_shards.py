@@ -182,7 +182,7 @@ class ShardedCheckpoint:
 
     Raises:
         MissingFileError: no such files, or ranks are missing; names them.
-        FileError: a file cannot be used, or ranks hold different weights.
+        FileError: a file cannot be used, a rank has several files or is not below N, or ranks hold different weights.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -197,6 +197,10 @@ class ShardedCheckpoint:
         self.ranks = sizes.pop()
         if missing := [str(rank) for rank in range(self.ranks) if rank not in by_rank]:
             raise MissingFileError(f"{folder}: the files of ranks {', '.join(missing)} of {self.ranks} are missing")
+        if extra := [path.name for match, path in files.items() if path != by_rank[int(match[2])]]:
+            raise FileError(f"{folder}: {extra[0]} is a second file of its rank; move it away")
+        if beyond := [path.name for rank, path in by_rank.items() if rank >= self.ranks]:
+            raise FileError(f"{folder}: {beyond[0]} is beyond the last rank of {self.ranks}; move it away")
         self._states = [read_shard(by_rank[rank]) for rank in range(self.ranks)]
         for rank, state in enumerate(self._states):
             if different := sorted(state.keys() ^ self._states[0].keys()):
@@ -209,15 +213,19 @@ class ShardedCheckpoint:
         """Name and whole tensor of each weight, one at a time.
 
         Raises:
-            FileError: shards that do not fit together, or a placement that is not known; names the weight.
+            FileError: shards that do not fit together, a placement that is not known, or values that are not finite;
+                names the weight.
         """
         for name in self._states[0]:
             try:
-                yield name, self._whole([state[name] for state in self._states])
+                whole = self._whole([state[name] for state in self._states])
+                if wrong := count_not_finite(whole):
+                    raise ValueError(f"{wrong} of {whole.numel()} values are not finite; take an earlier checkpoint")
             except UserError:
                 raise
             except (ValueError, TypeError, AttributeError, LookupError) as error:
                 raise FileError(f"{self.folder}: {name}: {brief(error)}") from None
+            yield name, whole
 
     def _whole(self, parts: Sequence[Any]) -> Tensor:
         kinds = {part.kind if isinstance(part, Record) else "tensor" for part in parts}
@@ -231,6 +239,14 @@ class ShardedCheckpoint:
         if kind == "ShardedTensor":
             return _fill(parts)
         raise ValueError(f"a {kind} is no weight")
+
+
+def count_not_finite(tensor: Tensor) -> int:
+    """How many values are NaN or infinite."""
+    if not tensor.is_floating_point():
+        return 0
+    wide = tensor.float() if tensor.element_size() == 1 else tensor  # of 8 bits, torch cannot tell
+    return tensor.numel() - int(torch.isfinite(wide).sum())
 
 
 def _same(tensors: Sequence[Tensor]) -> Tensor:
@@ -365,11 +381,17 @@ def _fill(parts: Sequence[Record]) -> Tensor:
             raise ValueError(f"a shard of {sizes} at {start} is outside the shape {shape}")
         tensor = tensor[tuple(slice(0, size) for size in sizes)]
         at[start] = _same([at[start], tensor]) if start in at else tensor
-    if not at or sum(tensor.numel() for tensor in at.values()) != math.prod(shape):
+    if not at:
         raise ValueError(f"the shards do not cover the shape {shape}")
     if len({tensor.dtype for tensor in at.values()}) > 1:
         raise ValueError("ranks disagree about its precision")
     whole = torch.empty(shape, dtype=next(iter(at.values())).dtype)
+    covered = torch.zeros(shape, dtype=torch.bool)
     for start, tensor in at.items():
-        whole[tuple(slice(s, s + size) for s, size in zip(start, tensor.shape, strict=True))] = tensor
+        region = tuple(slice(s, s + size) for s, size in zip(start, tensor.shape, strict=True))
+        if covered[region].any():
+            raise ValueError(f"the shard of {tuple(tensor.shape)} at {start} overlaps another")
+        whole[region], covered[region] = tensor, True
+    if not covered.all():
+        raise ValueError(f"the shards do not cover the shape {shape}")
     return whole

@@ -19,7 +19,7 @@ from pixelthink.data.images import encode_png
 from pixelthink.data.sources.checked import Checked
 from pixelthink.data.sources.training_rows import RefCOCOg840
 from tests import published
-from tests.hub_server import COMMIT, Hub
+from tests.hub_server import COMMIT, Hub, digest
 from tests.support import ROOT
 from tools import get_data
 
@@ -92,6 +92,8 @@ def test_a_set_of_the_hub_is_downloaded_and_converted(hub: Hub, tmp_path: Path) 
     again = get(hub.url, root, "refCOCOg_9k_840")
     assert again.returncode == 0, again.stderr
     assert len(hub.asked) == asked
+    assert "3 files" in again.stdout
+    assert "digests agree" in again.stdout
     other = get(hub.url, root, "refCOCOg_9k_840", "--revision=fedcba")
     assert other.returncode == 2
     assert f"holds {REPO} at {COMMIT}" in other.stderr
@@ -145,6 +147,64 @@ def test_a_hub_that_has_no_such_set_or_is_not_there(hub: Hub, tmp_path: Path) ->
         assert not (tmp_path / "data" / name).exists()
 
 
+SET = "ReasonSeg_val"
+LARGE, SMALL = "data/test-0.parquet", "README.md"
+
+
+@pytest.fixture
+def downloaded(tmp_path: Path) -> Path:
+    """A folder with a large and a small file, as a download leaves it."""
+    folder = tmp_path / SET
+    files = {LARGE: b"rows", SMALL: b"# val\n"}
+    for name, data in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(data)
+    record = {
+        "repo": f"Ricky06662/{SET}",
+        "commit": COMMIT,
+        "files": {name: digest(name, data) for name, data in files.items()},
+        "sizes": {name: len(data) for name, data in files.items()},
+    }
+    (folder / "downloaded_from.json").write_text(json.dumps(record))
+    return folder
+
+
+def test_an_unchanged_folder_is_taken_without_a_hub(downloaded: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert get_data.main([SET, "--convert=false", f"--root={downloaded.parent}"]) == 0
+    assert "2 files, 0.0 MB, digests agree" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", [LARGE, SMALL])
+@pytest.mark.parametrize("harm", ["missing", "resized", "changed"])
+def test_a_folder_that_has_changed_is_refused(
+    downloaded: Path, capsys: pytest.CaptureFixture[str], name: str, harm: str
+) -> None:
+    good = (downloaded / name).read_bytes()
+    (downloaded / name).unlink()
+    if harm != "missing":
+        (downloaded / name).write_bytes(good + b"x" if harm == "resized" else b"x" + good[1:])
+    said = {
+        "missing": "is missing",
+        "resized": f"has {len(good) + 1} bytes, the hub says {len(good)}",
+        "changed": "digest",
+    }
+    assert get_data.main([SET, f"--root={downloaded.parent}"]) == 2
+    captured = capsys.readouterr()
+    (line,) = captured.err.strip().splitlines()
+    assert line.startswith(f"error: {downloaded / name} is ")
+    assert said[harm] in line
+    assert f"move {downloaded} away and give the same command again" in line
+    assert captured.out == ""
+    assert not (downloaded.parent / "checked").exists()
+
+
+@pytest.mark.parametrize("record", ["[]", '{"repo": "x"}', '{"repo": "x", "commit": "c", "files": {}, "sizes": {}}'])
+def test_a_record_that_is_none_is_refused(downloaded: Path, capsys: pytest.CaptureFixture[str], record: str) -> None:
+    (downloaded / "downloaded_from.json").write_text(record)
+    assert get_data.main([SET, f"--root={downloaded.parent}"]) == 2
+    assert f"not the record of a download; move {downloaded} away" in capsys.readouterr().err
+
+
 def test_the_list_names_every_set(capsys: pytest.CaptureFixture[str]) -> None:
     assert get_data.main(["list"]) == 0
     text = capsys.readouterr().out
@@ -194,6 +254,68 @@ def test_the_released_ratings_are_put_where_the_configs_look(
     out = capsys.readouterr().out
     assert "2 usable ratings" in out
     assert "1 null: '1'" in out
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("[]", "the list is empty"),
+        ('[{"foo": 1}]', "1 without image_id and difficulty_score_model: item 0"),
+        ('[{"image_id": "a", "difficulty_score_model": null}]', "1 null: 'a'"),
+    ],
+)
+def test_ratings_of_which_none_is_usable_replace_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, reason: str
+) -> None:
+    root, given = tmp_path / "data", tmp_path / "given.json"
+    root.mkdir()
+    (root / "refcoco_train_labeled_merged.json").write_text("good")
+    given.write_text(text)
+    assert get_data.main(["difficulty", f"--from={given}", f"--root={root}"]) == 1
+    captured = capsys.readouterr()
+    assert captured.err == f"error: {given}: no usable rating, so nothing was copied: {reason}\n"
+    assert captured.out == ""
+    assert (root / "refcoco_train_labeled_merged.json").read_text() == "good"
+
+
+IDLE = [
+    ("ReasonSeg_val --from=X --convert=false", "convert"),
+    ("ReasonSeg_val --from=X --revision=main", "revision"),
+    ("ReasonSeg_train --from=X --revision=v1", "revision"),
+    ("ReasonSeg_val --from=X --split=val", "split"),
+    ("ReasonSeg_val --from=X --split_by=umd", "split_by"),
+    ("refCOCOg_9k_840 --images=X", "images"),
+    ("VisionReasoner_multi_object_1k_840 --images=X", "images"),
+    ("ReasonSeg-Diff_val --from=X --images=X --split_by=umd", "split_by"),
+    ("ReasonSeg-Diff_val --from=X --images=X --split=val", "split"),
+    ("ReasonSeg_val --convert=false --split=val", "split"),
+    ("ReasonSeg_val --convert=false --workers=2", "workers"),
+    ("refcoco --convert=false --split=val", "split"),
+    *((f"list --{option}=1", option) for option in ("from", "images", "split", "split_by", "root", "revision")),
+    *((f"list --{option}", option.split("=")[0]) for option in ("convert=true", "workers=1")),
+    *((f"difficulty --from=X --{option}=1", option) for option in ("images", "split", "split_by", "revision")),
+    *((f"difficulty --from=X --{option}", option.split("=")[0]) for option in ("convert=true", "workers=1")),
+]
+
+
+@pytest.mark.parametrize(("command", "option"), IDLE)
+def test_an_option_that_would_do_nothing_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, command: str, option: str
+) -> None:
+    monkeypatch.setenv("PIXELTHINK_DATA", str(tmp_path))
+    assert get_data.main(command.replace("X", str(tmp_path)).split()) == 2
+    captured = capsys.readouterr()
+    (line,) = captured.err.strip().splitlines()
+    assert line.startswith(f"error: --{option} would do nothing, ")
+    assert captured.out == ""
+
+
+def test_every_option_that_would_do_nothing_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert get_data.main(["ReasonSeg_val", "--split=a", "--images=b", "--split_by=c"]) == 2
+    error = capsys.readouterr().err
+    assert all(
+        f"--{option} would do nothing, ReasonSeg_val has no " in error for option in ("images", "split", "split_by")
+    )
 
 
 def test_what_cannot_be_done_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

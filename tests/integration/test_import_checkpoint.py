@@ -186,6 +186,13 @@ def test_what_does_not_fit_is_one_line(model_folder: Path, tmp_path: Path, capsy
     assert "/nowhere: there is no config.json" in failure(capsys, checkpoint, tmp_path / "out", "--base=/nowhere")
     assert "holds no model, so it is not replaced" in failure(capsys, checkpoint, checkpoint)
     second = checkpoint / "model_world_size_2_rank_1.pt"
+    for stray, message in (
+        ("rank_2", "model_world_size_2_rank_2.pt is beyond the last rank of 2"),
+        ("rank_01", "is a second file of its rank"),
+    ):
+        shutil.copyfile(second, checkpoint / f"model_world_size_2_{stray}.pt")
+        assert message in failure(capsys, checkpoint, tmp_path / "out")
+        (checkpoint / f"model_world_size_2_{stray}.pt").unlink()
     whole = second.read_bytes()
     second.write_bytes(whole[: len(whole) // 2])
     assert f"{second}: damaged" in failure(capsys, checkpoint, tmp_path / "out")
@@ -206,6 +213,82 @@ def test_what_does_not_fit_is_one_line(model_folder: Path, tmp_path: Path, capsy
         assert "the checkpoint is not of a Qwen2_5_VLForConditionalGeneration" in error
         assert message in error
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_weights_that_are_not_finite_are_refused(
+    model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], value: float
+) -> None:
+    name = "lm_head.weight"
+    state = tiny(model_folder / MODEL).state_dict()
+    state[name][1, 2] = value
+    (tmp_path / "actor").mkdir()
+    torch.save(state, tmp_path / "actor/model_world_size_1_rank_0.pt")
+    error = failure(capsys, tmp_path / "actor", tmp_path / "out", f"--base={model_folder / MODEL}")
+    assert f"{name}: 1 of {state[name].numel()} values are not finite" in error
+    assert not (tmp_path / "out").exists()
+
+
+def test_weights_too_large_for_the_precision_are_refused(
+    model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    state = tiny(model_folder / MODEL).state_dict()
+    state["lm_head.weight"][0, 0] = 70000.0  # float16 ends at 65504
+    (tmp_path / "actor").mkdir()
+    torch.save(state, tmp_path / "actor/model_world_size_1_rank_0.pt")
+    base = f"--base={model_folder / MODEL}"
+    error = failure(capsys, tmp_path / "actor", tmp_path / "out", base, "--dtype=float16")
+    assert "--dtype: 1 values of lm_head.weight are too large for float16" in error
+    assert not (tmp_path / "out").exists()
+    assert run(tmp_path / "actor", tmp_path / "out", base, "--dtype=float32") == 0
+
+
+def test_8_bit_weights_are_looked_through() -> None:
+    from pixelthink.files.fsdp_shards import count_not_finite
+
+    good = torch.tensor([0.5, -448.0])
+    assert count_not_finite(good.to(torch.float8_e4m3fn)) == 0
+    assert count_not_finite(torch.tensor([0.5, float("nan")]).to(torch.float8_e4m3fn)) == 1
+    assert count_not_finite(torch.tensor([1, 2])) == 0
+
+
+@pytest.mark.parametrize(
+    ("places", "message"),
+    [
+        ([((0, 0), (4, 3)), ((4, 0), (3, 3))], None),
+        ([((0, 0), (2, 3)), ((2, 0), (5, 2)), ((2, 2), (5, 1))], None),
+        ([((0, 0), (4, 3)), ((2, 0), (3, 3))], r"the shard of \(3, 3\) at \(2, 0\) overlaps another"),
+        ([((0, 0), (4, 3)), ((5, 0), (2, 3))], r"the shards do not cover the shape \(7, 3\)"),
+        ([((0, 0), (4, 3)), ((4, 0), (3, 3)), ((6, 1), (1, 1))], "overlaps another"),
+    ],
+)
+def test_shards_by_offsets_cover_every_value_once(places: Any, message: str | None) -> None:
+    """The third has as many values as the whole, so that only the places tell."""
+    from pixelthink.files.fsdp_shards import _fill, _record_class
+
+    whole = torch.arange(21.0).reshape(7, 3)
+
+    def made(kind: str, **attributes: Any) -> Any:
+        record = _record_class(kind)()
+        record.__setstate__(attributes)
+        return record
+
+    shards = [
+        made(
+            "Shard",
+            metadata=made("ShardMetadata", shard_offsets=list(start), shard_sizes=list(sizes)),
+            tensor=whole[start[0] : start[0] + sizes[0], start[1] : start[1] + sizes[1]],
+        )
+        for start, sizes in places
+    ]
+    parts = [made("ShardedTensor") for _ in shards]
+    for part, shard in zip(parts, shards, strict=True):
+        part.state = ([shard], made("ShardedTensorMetadata", size=whole.shape))
+    if message is None:
+        assert torch.equal(_fill(parts), whole)
+    else:
+        with pytest.raises(ValueError, match=message):
+            _fill(parts)
 
 
 def test_an_unknown_placement_and_padding(

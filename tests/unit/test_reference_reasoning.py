@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from pixelthink.data.reference_reasoning import parse_reasoning
+from pixelthink.data.reference_reasoning import ReasoningOptions, parse_reasoning, reasoning_question
 from pixelthink.data.sources.reasonseg_diff import AnnotationFields, ReasonSegDiff
 from pixelthink.data.sources.shape_scenes import ShapeScenes
 from tests.http_server import Server
@@ -37,7 +37,7 @@ def serve() -> Iterator[Callable[..., Server]]:
 
 def run(server: Server, output: Path, *more: str) -> int:
     fixed = ["--source=ShapeScenes", "--source.size=6", f"--server={server.url}", "--model=m", f"--output={output}"]
-    options = ["--retries=1", "--backoff=0.01", "--concurrency=2", "--short_words=7", *more]
+    options = ["--retries=1", "--backoff=0.01", "--concurrency=2", "--short_words=7", "--long_words=22", *more]
     return write_reference_reasoning.main([*fixed, *options])
 
 
@@ -89,6 +89,47 @@ def test_an_answer_that_is_no_use_is_asked_for_again_and_what_is_known_is_not(
     assert run(second, output) == 0
     assert len(second.requests) == 3
     assert len(output.read_text().splitlines()) == 6
+
+
+def test_lengths_far_from_those_asked_for_are_asked_again(
+    tmp_path: Path, serve: Callable[..., Server], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Three words are fewer than twelve, but more than twice one."""
+    output = tmp_path / "reasoning.jsonl"
+    terse = {**BOTH, "short": "red."}
+    server = serve(lambda number, body: (200, {}, chat(json.dumps(BOTH if number == 0 else terse))))
+    assert run(server, output, "--concurrency=1", "--short_words=1") == 0
+    assert len(server.requests) == 7
+    assert [json.loads(line)["short"] for line in output.read_text().splitlines()] == ["red."] * 6
+    other = tmp_path / "other.jsonl"
+    always = serve(lambda number, body: (200, {}, chat(json.dumps(BOTH))))
+    assert run(always, other, "--concurrency=1", "--short_words=1") == 1
+    assert "the short reasoning has 3 words, more than twice the 1 asked for" in capsys.readouterr().err
+    assert not other.exists()
+    assert run(always, output, "--short_words=7") == 0  # asked for other lengths, the kept answers do not count
+    assert json.loads(output.read_text().splitlines()[0])["short"] == BOTH["short"]
+
+
+@pytest.mark.parametrize(
+    ("short", "long", "message"),
+    [
+        (20, 50, None),
+        (1, 200, None),
+        (21, 100, "the short reasoning has 21 words, more than twice the 10 asked for"),
+        (10, 49, "the long reasoning has 49 words, far from the 100 asked for"),
+        (10, 201, "the long reasoning has 201 words, far from the 100 asked for"),
+        (20, 20, "the short reasoning has 20 words, the long one 20"),
+    ],
+)
+def test_the_bounds_of_lengths(short: int, long: int, message: str | None) -> None:
+    options = ReasoningOptions(server="http://127.0.0.1:9/v1", model="m", short_words=10, long_words=100)
+    answer = {"short": " ".join(["a"] * short), "long": " ".join(["b"] * long)}
+    parse = reasoning_question(options).parse
+    if message is None:
+        assert parse(json.dumps(answer)) == answer
+    else:
+        with pytest.raises(ValueError, match=f"^{message}$"):
+            parse(json.dumps(answer))
 
 
 def test_a_server_that_refuses_and_wrong_options(

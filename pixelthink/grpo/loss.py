@@ -29,8 +29,8 @@ class GRPOConfig:
             micro-batches of one completion amount to it (`verl/workers/actor/dp_actor.py`).
             `seq-mean-token-sum-norm`: mean over completions of each one's token sum divided by `loss_norm_tokens`
             (Dr. GRPO, arXiv 2503.20783).
-        loss_norm_tokens: The constant of `seq-mean-token-sum-norm`, in tokens; the longest response of the released
-            recipe by default.
+        loss_norm_tokens: The constant of `seq-mean-token-sum-norm`, in tokens. Set it to `sampling.max_new_tokens`, as
+            Dr. GRPO does: it does not follow that option. 1300 is the limit of the released recipe.
         scale_by_std: Divide advantages by the group's standard deviation.
         minibatches: Optimizer steps per rollout; the prompts are split evenly among them.
         epochs: Passes over each rollout.

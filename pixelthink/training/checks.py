@@ -23,16 +23,32 @@ def check_training(
     """Refuses a run whose parts do not fit.
 
     Raises:
-        UserError: there is one completion a group; the reward reads another answer style than the prompts ask for; or
-            sampling ahead is asked for and cannot work.
+        UserError: there is one completion a group; a constant is set that nothing reads; the reward reads another
+            answer style than the prompts ask for; or sampling ahead is asked for and cannot work.
     """
     if sampling.group_size < 2:
         raise UserError(
             "model.sampling.group_size is 1: GRPO compares the completions of a group, so it must be 2 or more"
         )
+    _check_constants_are_read(config)
     _check_answer_style(trainer, reward)
     if sample_ahead:
         _check_sampling_ahead(trainer, answerer, config)
+
+
+def _check_constants_are_read(config: GRPOConfig) -> None:
+    """A constant that was changed must be one that the loss reads; the default cannot be told from one that was set."""
+    tokens, cap = config.loss_norm_tokens, config.rollout_correction_cap
+    if config.loss_aggregation != "seq-mean-token-sum-norm" and tokens != GRPOConfig.loss_norm_tokens:
+        raise UserError(
+            f"model.grpo.loss_norm_tokens is {tokens}, which loss_aggregation {config.loss_aggregation} does not read: "
+            "set that to seq-mean-token-sum-norm, or leave loss_norm_tokens out"
+        )
+    if config.rollout_correction == "none" and cap != GRPOConfig.rollout_correction_cap:
+        raise UserError(
+            f"model.grpo.rollout_correction_cap is {cap:g}, but rollout_correction is none: set that, e.g. to "
+            "token_truncate, or leave the cap out"
+        )
 
 
 def _check_answer_style(trainer: L.Trainer, reward: Reward) -> None:

@@ -225,6 +225,23 @@ def test_no_config_and_no_default_one_here(tmp_path: Path, capsys, monkeypatch) 
         (["--data.batchsize=3"], "no such option: --data.batchsize=3, did you mean 'batch_size'?"),
         (["--model.grpo.clip=-1"], "grpo: clip must lie in (0, 1); kl_coef and entropy_coef must not be negative"),
         (["--model.sampling.group_size=1"], "model.sampling.group_size is 1: GRPO compares the completions of a group"),
+        (
+            ["--model.grpo.loss_norm_tokens=512"],
+            "model.grpo.loss_norm_tokens is 512, which loss_aggregation token-mean does not read: set that to "
+            "seq-mean-token-sum-norm, or leave loss_norm_tokens out",
+        ),
+        (
+            ["--model.grpo.rollout_correction_cap=3"],
+            "model.grpo.rollout_correction_cap is 3, but rollout_correction is none: set that, e.g. to token_truncate",
+        ),
+        (
+            [
+                *("--model.grpo.loss_norm_tokens=512", "--model.grpo.loss_aggregation=seq-mean-token-sum-norm"),
+                *("--model.grpo.rollout_correction_cap=3", "--model.grpo.rollout_correction=token_mask"),
+                "--model.policy.path=./nope",
+            ],
+            "policy.path: no config.json in './nope'",  # the constants are read, so the next fault is named
+        ),
         (["--ckpt_path=nope.ckpt"], "--ckpt_path: there is no checkpoint 'nope.ckpt'"),
         (["--model.policy.path=./nope"], "policy.path: no config.json in './nope', so there is no model to load"),
         (["--model.policy.path=no/pe"], "policy.path: cannot load 'no/pe', no such folder, nor a model of the hub"),

@@ -93,6 +93,14 @@ def test_a_wrong_constant_would_be_found() -> None:
     assert message.startswith("model.grpo.kl_coef is 0.006, released 0.005 (training_scripts/train_qwen25vl_7b_refcoco")
 
 
+def test_l1_max_goes_on_from_l1_exact_whatever_model_others_start_from(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PIXELTHINK_POLICY", "models/base")
+    assert value_at(resolved("released/l1_exact"), "model.policy.path") == "models/base"
+    config = resolved("released/l1_max")
+    exported = value_at(resolved("released/l1_exact"), "trainer.callbacks.HFExport.path")
+    assert value_at(config, "model.policy.path") == exported == "runs/l1_exact/policy"
+
+
 def test_recipes_for_qwen3_convert_pixels_to_thousandths() -> None:
     """Not as released: its 840-pixel targets are in another unit than the model's answers (docs/reproduce.md)."""
     config = resolved("released/qwen3vl_4b")

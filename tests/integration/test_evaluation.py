@@ -240,6 +240,7 @@ def faulty(folder: Path, scenes: Path, *options: str, workers: int = 0) -> list[
         f"--model.rollout={{class_path: tests.evaluation_parts.ScriptedEngine, init_args: {{script: {script}}}}}",
         f"--model.segmenter={segmenter}",
         *(f"--data.test={source}", f"--data.val={source}"),
+        "--model.evaluation.acceptance=pixelthink",  # the scripted answers have no reasoning
         *("--data.eval_batch_size=2", f"--data.num_workers={workers}", *options),
     ]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from pixelthink.errors import UserError
@@ -26,6 +27,27 @@ def parse_solution(text: str) -> Target:
         raise UserError("solution is not <box>(x1,y1),(x2,y2)</box><points>(x,y),(x,y)</points>")
     numbers = [float(number) for number in match.groups()]
     return _target(numbers[:4], numbers[4:])
+
+
+def written_solution(targets: Sequence[Target], style: str) -> str:
+    """The targets as the training rows of an answer style write them; what `parse_solution` and the like read.
+
+    Args:
+        targets: In answer coordinates; exactly one in style "single".
+        style: See `pixelthink.parsing.parse_completion`.
+    """
+    if style == "visionreasoner":
+        objects = [{"bbox_2d": list(t.box_xyxy), "point_2d": list(t.points_xy[0])} for t in targets]
+        return json.dumps(objects)
+    (target,) = targets
+    x1, y1, x2, y2 = (_plain(value) for value in target.box_xyxy)
+    (ax, ay), (bx, by) = ((_plain(x), _plain(y)) for x, y in target.points_xy)
+    return f"<box>({x1},{y1}),({x2},{y2})</box><points>({ax},{ay}),({bx},{by})</points>"
+
+
+def _plain(value: float) -> str:
+    """A number without an exponent, whole where it is whole; reads back as it was to 1e-9."""
+    return str(int(value)) if value == int(value) else f"{value:.9f}"
 
 
 def parse_objects_solution(text: str) -> tuple[Target, ...]:

@@ -100,9 +100,7 @@ class GRPOModule(SegmentationModule):
         self.learner = Learner(self.answerer.backbone, optimizer, lr_scheduler, grpo.max_grad_norm, max_skipped_steps)
         self.reward = resolved(reward)
         self.reference = resolved(reference)
-        self.sampling = sampling
-        self.grpo = grpo
-        self.sample_ahead = sample_ahead
+        self.sampling, self.grpo, self.sample_ahead = sampling, grpo, sample_ahead
         self.policy: nn.Module | None = None
         self.begun_rollout: Any = None  # from a checkpoint; the engine takes it back at the first step
         self.reference_model: nn.Module | None = None  # where the reference is a model that the trainer places
@@ -137,7 +135,7 @@ class GRPOModule(SegmentationModule):
         self.answerer.engine.load_state_dict(self.begun_rollout)
         self.run_seed = self.trainer.strategy.broadcast(torch.initial_seed() % 2**31)
 
-    def training_step(self, batch: PromptBatch, batch_idx: int) -> None:
+    def training_step(self, batch: PromptBatch, batch_idx: int) -> dict[str, Any]:
         clock = Stopwatch()
         with clock("generate"), self.answerer.engine.serving():
             rollout = self.next_rollout(batch)
@@ -152,6 +150,7 @@ class GRPOModule(SegmentationModule):
         self.log_dict(curves | {"train/skipped_steps": float(self.learner.skipped_steps)})
         self.log("reward", curves["train/reward"], prog_bar=True, logger=False)
         self.log("think_tokens", curves["train/reasoning_tokens"], prog_bar=True, logger=False)
+        return {"rollout": rollout, "rewards": rewards, "advantages": advantages}
 
     def next_rollout(self, batch: PromptBatch) -> RolloutBatch:
         """The rollout to train on: sampled now or, with `sample_ahead`, during the step before, as the next one is."""

@@ -6,6 +6,7 @@ for SLURM's requeue signal is left in place: it saves and requeues, and the SIGT
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import threading
@@ -94,7 +95,8 @@ class GracefulStop(Callback):
         if not repeated and self._trainer.is_global_zero:
             part = "step" if self._trainer.training else "batch"
             again = "; once more ends it at once" if number == signal.SIGINT else ""
-            print(f"pixelthink: {self.received.name}: the run ends after this {part}{again}", file=sys.stderr)
+            text = f"pixelthink: {self.received.name}: the run ends after this {part}{again}\n"
+            os.write(2, text.encode())  # print is not safe in a signal handler
 
     def _checkpoint(self, trainer: Trainer) -> str:
         """Writes the last checkpoint; says what there is to go on from."""

@@ -34,6 +34,7 @@ class SamplingBody(Body):
     temperature: Annotated[float, Field(ge=0)] = 1.0
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     top_k: Annotated[int, Field(ge=0)] = 0
+    repetition_penalty: Annotated[float, Field(gt=0)] = 1.0
     max_tokens: Count
     seed: int | None = None
     logprobs: Candidates | None = None

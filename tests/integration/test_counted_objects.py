@@ -85,6 +85,7 @@ def options(
         *command(folder, callbacks=callbacks, size=1),
         f"--model.rollout={{class_path: tests.evaluation_parts.ScriptedEngine, init_args: {{script: {script}}}}}",
         "--model.segmenter=tests.evaluation_parts.BoxFiller",
+        "--model.evaluation.acceptance=pixelthink",  # the scripted answers have no reasoning
         f"--data.test={{class_path: RefCOCO, init_args: {{root: {data}, images: {data}, split: test}}}}",
         *("--data.eval_batch_size=4", "--data.num_workers=0", "--model.evaluation.count=object", *more),
     ]

@@ -57,7 +57,7 @@ class Lifecycle(Callback):
         missing = (
             f"--ckpt_path last: there is no last checkpoint in {' or '.join(folders) or 'the folder of any callback'}"
         )
-        others = [found for folder in folders if (found := newest_whole(Path(folder), Path())) is not None]
+        others = [found for folder in folders if (found := newest_whole(Path(folder))) is not None]
         if others:
             raise MissingFileError(f"{missing}, but there is {others[0]}: name it (--ckpt_path {others[0]}) or move it")
         if stage != "fit":

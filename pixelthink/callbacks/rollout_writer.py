@@ -18,8 +18,8 @@ from pixelthink.types import RewardOutput, RolloutBatch, Score
 class RolloutWriter(Callback):
     """Writes the rollout of a GRPO step as `step-SSSSSS.rank-R.jsonl.gz`, one row a completion.
 
-    `SSSSSS` is the number of optimizer steps behind it, R the process. A file appears whole or not at all. A resumed
-    run writes the files of the steps that it takes again, with the same rows. `tools/score_rollouts.py` reads them:
+    `SSSSSS` is the number of optimizer steps when the step is over, R the process. A file appears whole or not at all.
+    A resumed run writes the steps that it takes again anew, with the same rows. `tools/score_rollouts.py` reads them:
     a row has `id, response, solution, difficulty, uncertainty, reasoning_token_count, response_token_count`, and beside
     that `question, step, policy_version, finish_reason, parts, length_used, length_budget, length_score, reward,
     advantage`.

@@ -78,8 +78,8 @@ def changed_part(path: Path) -> str | None:
         return file.testzip()
 
 
-def newest_whole(folder: Path, damaged: Path) -> Path | None:
-    """The newest checkpoint file of a folder, apart from a damaged one, that is whole."""
+def newest_whole(folder: Path, damaged: Path | None = None) -> Path | None:
+    """The newest whole checkpoint file of a folder; `damaged`, known to be none, is not read again."""
     for path in sorted(folder.glob("*.ckpt"), key=lambda path: path.stat().st_mtime, reverse=True):
         with suppress(OSError, BadZipFile):
             if path != damaged and path.is_file() and changed_part(path) is None:

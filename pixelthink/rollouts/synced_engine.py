@@ -10,7 +10,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +111,8 @@ class SyncedEngine:
             WeightSyncError: the engine does not sample from the policy's weights; one line.
         """
         self.hand_over(batch, evaluating=evaluating)
-        return self._engine.generate(batch, sampling, seed)
+        rollout = self._engine.generate(batch, sampling, seed)
+        return rollout if self._weights.holds_weights else replace(rollout, policy_version=self._version())
 
     def hand_over(self, batch: PromptBatch, *, evaluating: bool = False) -> Handover | None:
         """Wakes the engine, gives it newer weights where they are due, and checks that it has them.
